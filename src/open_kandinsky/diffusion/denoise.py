@@ -1,0 +1,54 @@
+"""The one thing that samplers see: denoise(x_t, t) -> Denoised, and wrappers from one denoise to another."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from open_kandinsky.diffusion.parameterisation import Denoised, Parameterisation, read
+from open_kandinsky.diffusion.process import over
+
+Denoise = Callable[[Tensor, Tensor], Denoised]  # (x_t [b ...], t [b]) -> estimate of x_0 [b ...]
+
+
+def denoiser(
+    network: Callable[[Tensor, Tensor], Tensor], parameterisation: Parameterisation, alpha_bar: Float[Tensor, "T"]
+) -> Denoise:
+    """Read `network(x_t, t)`, its conditioning already bound, as an estimate of x_0."""
+
+    def denoise(x_t: Float[Tensor, "b ..."], t: Int[Tensor, "b"]) -> Denoised:
+        return read(parameterisation, network(x_t, t), x_t, alpha_bar[t])
+
+    return denoise
+
+
+def clamp(denoise: Denoise, limit: float) -> Denoise:
+    """Keep x_0 within +-limit: 10 in Kandinsky's prior, 2 in its ancestral decoder."""
+
+    def clamped(x_t: Tensor, t: Tensor) -> Denoised:
+        x_0, fraction = denoise(x_t, t)
+        return Denoised(x_0.clamp(-limit, limit), fraction)
+
+    return clamped
+
+
+def dynamic_threshold(denoise: Denoise, quantile: float) -> Denoise:
+    """Saturate each image's x_0 at its own quantile of |x_0|, if above 1, and rescale (Saharia et al. 2022, 2.3)."""
+
+    def thresholded(x_t: Tensor, t: Tensor) -> Denoised:
+        x_0, fraction = denoise(x_t, t)
+        s = over(torch.quantile(x_0.flatten(1).abs().float(), quantile, dim=1).clamp(min=1), x_0)
+        return Denoised(x_0.clamp(-s, s) / s, fraction)
+
+    return thresholded
+
+
+def keep_known(denoise: Denoise, known: Float[Tensor, "b ..."], keep: Float[Tensor, "b ..."]) -> Denoise:
+    """Inpainting: where `keep` is 1, x_0 is the known signal; where 0, the network's."""
+
+    def blended(x_t: Tensor, t: Tensor) -> Denoised:
+        x_0, fraction = denoise(x_t, t)
+        return Denoised(torch.lerp(x_0, known, keep), fraction)
+
+    return blended

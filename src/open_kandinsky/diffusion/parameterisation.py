@@ -1,0 +1,101 @@
+"""What a network is asked to predict, and how its answer is read back as x_0.
+
+One object per choice, so that losses, guidance and samplers need no flag: they only ever see x_0.
+"""
+
+from typing import NamedTuple, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from open_kandinsky.diffusion.process import over, snr, x_0_from_eps
+
+
+class Denoised(NamedTuple):
+    """An estimate of x_0 and, from networks that predict one, where the step's variance lies in its bounds."""
+
+    x_0: Tensor
+    fraction: Tensor | None  # log variance = fraction log(beta) + (1 - fraction) log(posterior variance)
+
+
+class Parameterisation(Protocol):
+    def target(self, x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor: ...
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]: ...
+    def x_0(self, prediction: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor: ...
+    def x_0_weight(self, alpha_bar: Tensor) -> Tensor: ...
+
+
+def read(p: Parameterisation, output: Tensor, x_t: Float[Tensor, "b ..."], alpha_bar: Float[Tensor, "b"]) -> Denoised:
+    """A network's output as an estimate of x_0, in x_t's precision."""
+    prediction, fraction = p.split(output.to(x_t.dtype))
+    return Denoised(p.x_0(prediction, x_t, alpha_bar), fraction)
+
+
+class Undivided:
+    """The network's output is the prediction and nothing else."""
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        return output, None
+
+
+class X0(Undivided):
+    """The clean signal itself, as Kandinsky's prior."""
+
+    def target(self, x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+        return x_0
+
+    def x_0(self, prediction: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+        return prediction
+
+    def x_0_weight(self, alpha_bar: Tensor) -> Tensor:
+        """How much squared error here one unit of squared error in x_0 makes."""
+        return alpha_bar.new_ones(alpha_bar.shape)
+
+
+class Eps(Undivided):
+    """The noise (Ho et al. 2020)."""
+
+    def target(self, x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+        return eps
+
+    def x_0(self, prediction: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+        return x_0_from_eps(x_t, prediction, alpha_bar)
+
+    def x_0_weight(self, alpha_bar: Tensor) -> Tensor:
+        return snr(alpha_bar)
+
+
+class V(Undivided):
+    """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022)."""
+
+    def target(self, x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+        return over(alpha_bar.sqrt(), x_0) * eps - over((1 - alpha_bar).sqrt(), x_0) * x_0
+
+    def x_0(self, prediction: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+        return over(alpha_bar.sqrt(), x_t) * x_t - over((1 - alpha_bar).sqrt(), x_t) * prediction
+
+    def x_0_weight(self, alpha_bar: Tensor) -> Tensor:
+        return 1 + snr(alpha_bar)
+
+
+class LearnedRange:
+    """Any of the above with a variance: twice the channels, the second half between the bounds as -1 to 1.
+
+    With Eps, Kandinsky's decoder (Nichol & Dhariwal 2021, eq. 15).
+    """
+
+    def __init__(self, mean: Parameterisation) -> None:
+        self.mean = mean
+
+    def target(self, x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+        return self.mean.target(x_0, eps, alpha_bar)
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        prediction, fraction = output.chunk(2, dim=1)
+        return prediction, (fraction + 1) / 2
+
+    def x_0(self, prediction: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+        return self.mean.x_0(prediction, x_t, alpha_bar)
+
+    def x_0_weight(self, alpha_bar: Tensor) -> Tensor:
+        return self.mean.x_0_weight(alpha_bar)

@@ -1,0 +1,126 @@
+"""Samplers: plain functions that walk a denoiser from x_T to x_0. They know no network."""
+
+import difflib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from open_kandinsky.diffusion import timesteps
+from open_kandinsky.diffusion.denoise import Denoise
+from open_kandinsky.diffusion.process import diffuse, eps_from_x_0, over, posterior_mean, variance_bounds, x_0_from_eps
+from open_kandinsky.diffusion.timesteps import Grid, Spacing
+
+Noise = Iterator[Tensor]  # one standard normal tensor, like x_t, for each step that asks
+Walk = Callable[[Denoise, Tensor, Grid, Noise], Tensor]
+
+
+def ddpm(denoise: Denoise, x_T: Float[Tensor, "b ..."], grid: Grid, noise: Noise) -> Float[Tensor, "b ..."]:
+    """Ancestral sampling of the respaced process, with the network's variance or else the posterior's.
+
+    Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021, section 4. No noise follows the last step.
+    """
+    x_t = x_T
+    for t, alpha_bar, alpha_bar_next in _walk(grid, x_t):
+        x_0, fraction = denoise(x_t, t)
+        x_s = posterior_mean(x_t, x_0, alpha_bar, alpha_bar_next)
+        if float(alpha_bar_next[0]) == 1:
+            return x_s
+        low, high = (over(bound.log(), x_t) for bound in variance_bounds(alpha_bar, alpha_bar_next))
+        log_variance = low if fraction is None else low.lerp(high.expand_as(fraction), fraction)
+        x_t = x_s + (log_variance / 2).exp() * next(noise).to(x_t)
+    return x_t
+
+
+def ddim(
+    denoise: Denoise, x_T: Float[Tensor, "b ..."], grid: Grid, noise: Noise, eta: float = 0.0
+) -> Float[Tensor, "b ..."]:
+    """DDIM (Song et al. 2021, eq. 12 and 16): deterministic at eta = 0, as noisy as ancestral sampling at 1."""
+    x_t = x_T
+    for t, alpha_bar, alpha_bar_next in _walk(grid, x_t):
+        x_0 = denoise(x_t, t).x_0
+        eps = eps_from_x_0(x_t, x_0, alpha_bar)
+        variance = eta**2 * variance_bounds(alpha_bar, alpha_bar_next)[0]
+        x_t = over(alpha_bar_next.sqrt(), x_t) * x_0 + over((1 - alpha_bar_next - variance).sqrt(), x_t) * eps
+        if eta > 0 and float(variance[0]) > 0:
+            x_t = x_t + over(variance.sqrt(), x_t) * next(noise).to(x_t)
+    return x_t
+
+
+ADAMS_BASHFORTH = [[1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
+
+
+def plms(denoise: Denoise, x_T: Float[Tensor, "b ..."], grid: Grid, noise: Noise) -> Float[Tensor, "b ..."]:
+    """Pseudo linear multistep of order up to 4 over eps, started by one step of Heun's (Liu et al. 2022, PNDM)."""
+    x_t, history = x_T, []
+    steps = list(_walk(grid, x_t))
+    for i, (t, alpha_bar, alpha_bar_next) in enumerate(steps):
+        eps = eps_from_x_0(x_t, denoise(x_t, t).x_0, alpha_bar)
+        history = [eps, *history[:3]]
+        if i == 0 and len(steps) > 1:
+            t_next, at_next, _ = steps[1]
+            ahead = diffuse(x_0_from_eps(x_t, eps, alpha_bar), eps, alpha_bar_next)
+            combined = (eps + eps_from_x_0(ahead, denoise(ahead, t_next).x_0, at_next)) / 2
+        else:
+            weights = ADAMS_BASHFORTH[len(history) - 1]
+            combined = sum(w * e for w, e in zip(weights, history, strict=True))
+        x_t = diffuse(x_0_from_eps(x_t, combined, alpha_bar), combined, alpha_bar_next)
+    return x_t
+
+
+def dpmpp_2m(denoise: Denoise, x_T: Float[Tensor, "b ..."], grid: Grid, noise: Noise) -> Float[Tensor, "b ..."]:
+    """DPM-Solver++(2M): second order in the log signal-to-noise ratio, one call a step (Lu et al. 2022, algorithm 2)."""
+    x_t, x_0_last, h_last = x_T, None, None
+    for t, alpha_bar, alpha_bar_next in _walk(grid, x_t):
+        x_0 = denoise(x_t, t).x_0
+        h = _half_log_snr(alpha_bar_next) - _half_log_snr(alpha_bar)
+        if x_0_last is None or not bool(h.isfinite().all()):  # the step to clean has infinite length: its limit is x_0
+            d = x_0
+        else:
+            d = x_0 + over(h / (2 * h_last), x_t) * (x_0 - x_0_last)
+        shrink = ((1 - alpha_bar_next) / (1 - alpha_bar)).sqrt()
+        x_t = over(shrink, x_t) * x_t - over(alpha_bar_next.sqrt() * torch.expm1(-h), x_t) * d
+        x_0_last, h_last = x_0, h
+    return x_t
+
+
+def _walk(grid: Grid, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each step, one entry an example: t, alpha_bar there, and alpha_bar where the step leads."""
+    b = len(x)
+    alpha_bar = grid.alpha_bar.to(x.device)
+    for i, t in enumerate(grid.t.to(x.device)):
+        yield t.expand(b), alpha_bar[i].expand(b), alpha_bar[i + 1].expand(b)
+
+
+def _half_log_snr(alpha_bar: Tensor) -> Tensor:
+    return (alpha_bar.log() - (1 - alpha_bar).log()) / 2
+
+
+class Sampler(NamedTuple):
+    """A walk and the grid that it is used with."""
+
+    walk: Walk
+    spacing: Spacing
+
+    def __call__(
+        self, denoise: Denoise, x_T: Float[Tensor, "b ..."], alpha_bar: Float[Tensor, "T"], steps: int, noise: Noise
+    ) -> Float[Tensor, "b ..."]:
+        return self.walk(denoise, x_T, self.spacing(alpha_bar, steps), noise)
+
+
+SAMPLERS = {
+    "ddpm": Sampler(ddpm, timesteps.spaced),
+    "ddim": Sampler(ddim, timesteps.leading),
+    "plms": Sampler(plms, timesteps.leading),
+    "dpmpp_2m": Sampler(dpmpp_2m, timesteps.descending),
+}
+
+
+def named(name: str) -> Sampler:
+    """The sampler of that name; ValueError names the nearest."""
+    if name not in SAMPLERS:
+        near = difflib.get_close_matches(name, SAMPLERS, n=1, cutoff=0)[0]
+        raise ValueError(f"sampler={name!r}: no such sampler; nearest {near!r}; known: {', '.join(SAMPLERS)}")
+    return SAMPLERS[name]

@@ -1,0 +1,66 @@
+"""CLIP, by open_clip: the one place where it is run, in training as in sampling.
+
+The text path is CLIP's own, final LayerNorm included (the official prior's training forgot it). Embeddings are used as
+projected, not normalised to length 1, everywhere but in the contrastive loss.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from jaxtyping import Bool, Float, Int
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+
+
+class Text(NamedTuple):
+    """A batch of encoded captions."""
+
+    tokens: Float[Tensor, "b n w"]  # states of every position after the final norm
+    emb: Float[Tensor, "b d"]  # the end-of-text state, projected
+    mask: Bool[Tensor, "b n"]  # True on words, start and end
+
+
+class Clip(nn.Module):
+    """open_clip's two-tower model, with its tokenizer."""
+
+    def __init__(self, *, dim: int, vision: Mapping[str, Any], text: Mapping[str, Any], quick_gelu: bool) -> None:
+        super().__init__()
+        self.model = open_clip.CLIP(dim, dict(vision), dict(text), quick_gelu=quick_gelu)
+        self.tokenizer = SimpleTokenizer(context_length=text["context_length"])
+
+    def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "b n"]:
+        """Start, words, end, zeros. A caption that is too long loses its tail, keeps its end, and is warned of."""
+        room = self.tokenizer.context_length - 2
+        for caption in captions:
+            if len(caption) > room and len(self.tokenizer.encode(caption)) > room:  # a token has one letter at least
+                warnings.warn(f"longer than {room} tokens, its end is not read: {caption!r}", stacklevel=2)
+        return self.tokenizer(list(captions)).to(self.model.positional_embedding.device)
+
+    def encode_image(self, clip_pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        return self.model.encode_image(clip_pixels)
+
+    def encode_text(self, captions: Sequence[str]) -> Text:
+        return self.encode_tokens(self.tokenize(captions))
+
+    def encode_tokens(self, token: Int[Tensor, "b n"]) -> Text:
+        model = self.model
+        x = model.token_embedding(token) + model.positional_embedding
+        tokens = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
+        end = token.argmax(dim=1)  # the end-of-text token has the greatest number
+        emb = tokens[torch.arange(len(token)), end] @ model.text_projection
+        position = torch.arange(token.shape[1], device=token.device)
+        return Text(tokens, emb, position <= end[:, None])
+
+    def null_text(self) -> Text:
+        """What guidance extrapolates from: the empty caption."""
+        return self.encode_text([""])
+
+    def null_image(self) -> Float[Tensor, "1 d"]:
+        """What guidance extrapolates from: the all-zero image after normalisation, CLIP's mean colour."""
+        size = self.model.visual.image_size
+        height, width = size if isinstance(size, tuple) else (size, size)
+        zeros = torch.zeros(1, 3, height, width, device=self.model.positional_embedding.device)
+        return self.encode_image(zeros)

@@ -1,0 +1,36 @@
+"""The autoencoder's adversary."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class PatchGAN(nn.Module):
+    """A score for each patch: strided 4x4 convolutions (Isola et al. 2017); MoVQGAN's has 2 layers of width 64."""
+
+    def __init__(self, *, channels: int, layers: int) -> None:
+        super().__init__()
+        widths = [channels * min(2**i, 8) for i in range(layers + 1)]
+        blocks: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for i in range(1, layers + 1):
+            stride = 2 if i < layers else 1
+            blocks += [nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=False)]
+            blocks += [nn.BatchNorm2d(widths[i]), nn.LeakyReLU(0.2)]
+        self.net = nn.Sequential(*blocks, nn.Conv2d(widths[-1], 1, 4, padding=1))
+        self.apply(_initialise)
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 ph pw"]:
+        return self.net(pixels)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+def hinge(real: Float[Tensor, "..."], fake: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """The adversary's loss: real above 1, fake below -1 (Lim & Ye 2017)."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())

@@ -1,0 +1,152 @@
+"""MoVQ, the autoencoder: VQGAN's encoder and codebook, and a decoder normed by the latent it decodes."""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from open_kandinsky.networks.attention import PixelAttention
+from open_kandinsky.networks.blocks import GROUPS, ConvBlock, Norm, PadEnd, SpatialNorm, Upsample
+from open_kandinsky.networks.quantizer import Codebook
+
+
+class Reconstruction(NamedTuple):
+    pixels: Float[Tensor, "b 3 h w"]
+    z: Float[Tensor, "b c zh zw"]
+    index: Int[Tensor, "b zh zw"]
+    codebook_loss: Float[Tensor, ""]
+
+
+def _level(c_in: int, c_out: int, *, blocks: int, attend: bool, norm: Norm) -> nn.ModuleList:
+    level = nn.ModuleList()
+    for c in [c_in] + [c_out] * (blocks - 1):
+        level.append(ConvBlock(channels_in=c, channels_out=c_out, norm=norm))
+        if attend:
+            level.append(PixelAttention(channels=c_out, norm=norm))
+    return level
+
+
+def _middle(c: int, norm: Norm) -> nn.ModuleList:
+    block = partial(ConvBlock, channels_in=c, channels_out=c, norm=norm)
+    return nn.ModuleList([block(), PixelAttention(channels=c, norm=norm), block()])
+
+
+class Encoder(nn.Module):
+    """Pixels to latent, halved at every level but the last."""
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention_levels: Sequence[int],
+        latent_channels: int,
+    ) -> None:
+        super().__init__()
+        norm = partial(nn.GroupNorm, GROUPS, eps=1e-6)
+        widths = [channels * m for m in multipliers]
+        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        self.levels = nn.ModuleList(
+            _level(a, b, blocks=blocks, attend=i in attention_levels, norm=norm)
+            for i, (a, b) in enumerate(pairwise([channels, *widths]))
+        )
+        self.halve = nn.ModuleList(nn.Sequential(PadEnd(), nn.Conv2d(w, w, 3, stride=2)) for w in widths[:-1])
+        self.middle = _middle(widths[-1], norm)
+        self.norm_out = norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], latent_channels, 3, padding=1)
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c zh zw"]:
+        h = self.conv_in(pixels)
+        for i, level in enumerate(self.levels):
+            h = h if i == 0 else self.halve[i - 1](h)
+            for block in level:
+                h = block(h)
+        for block in self.middle:
+            h = block(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class Decoder(nn.Module):
+    """Latent to pixels; every norm reads the latent before `post_quant`."""
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention_levels: Sequence[int],
+        latent_channels: int,
+    ) -> None:
+        super().__init__()
+        norm = partial(SpatialNorm, latent_channels=latent_channels)
+        widths = [channels * m for m in multipliers][::-1]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
+        self.middle = _middle(widths[0], norm)
+        self.levels = nn.ModuleList(
+            _level(a, b, blocks=blocks + 1, attend=last - i in attention_levels, norm=norm)
+            for i, (a, b) in enumerate(pairwise([widths[0], *widths]))
+        )
+        self.double = nn.ModuleList(nn.Sequential(Upsample(), nn.Conv2d(w, w, 3, padding=1)) for w in widths[:-1])
+        self.norm_out = norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, h: Float[Tensor, "b c zh zw"], z: Float[Tensor, "b c zh zw"]) -> Float[Tensor, "b 3 h w"]:
+        h = self.conv_in(h)
+        for block in self.middle:
+            h = block(h, z)
+        for i, level in enumerate(self.levels):
+            h = h if i == 0 else self.double[i - 1](h)
+            for block in level:
+                h = block(h, z)
+        return self.conv_out(F.silu(self.norm_out(h, z)))
+
+
+class MoVQ(nn.Module):
+    """Pixels in [-1, 1] to a latent z of a few channels, and back.
+
+    The paper quantises the latents of diffusion, the released code does not: `quantise_latents` says which, for the
+    latents that the decoder learns from and for those that it draws. The autoencoder's own training always does.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention_levels: Sequence[int],
+        latent_channels: int,
+        codes: int,
+        beta: float,
+        quantise_latents: bool,
+    ) -> None:
+        super().__init__()
+        sizes = {"channels": channels, "multipliers": multipliers, "blocks": blocks, "latent_channels": latent_channels}
+        self.encoder = Encoder(**sizes, attention_levels=attention_levels)
+        self.decoder = Decoder(**sizes, attention_levels=attention_levels)
+        self.codebook = Codebook(codes=codes, channels=latent_channels, beta=beta)
+        self.quant = nn.Conv2d(latent_channels, latent_channels, 1)
+        self.post_quant = nn.Conv2d(latent_channels, latent_channels, 1)
+        self.quantise_latents = quantise_latents
+        self.factor = 2 ** (len(multipliers) - 1)  # pixels a latent
+
+    def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c zh zw"]:
+        z = self.quant(self.encoder(pixels))
+        return self.codebook.quantise(z) if self.quantise_latents else z
+
+    def decode(self, z: Float[Tensor, "b c zh zw"]) -> Float[Tensor, "b 3 h w"]:
+        z = self.codebook.quantise(z) if self.quantise_latents else z
+        return self.decoder(self.post_quant(z), z)
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Reconstruction:
+        """Through the codebook, with its loss: what training sees."""
+        z = self.quant(self.encoder(pixels))
+        z_q, index, loss = self.codebook(z)
+        return Reconstruction(self.decoder(self.post_quant(z_q), z_q), z, index, loss)

@@ -1,0 +1,21 @@
+"""LPIPS, the learned perceptual distance (Zhang et al. 2018), by torchmetrics."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class LPIPS(nn.Module):
+    """VGG features under learned weights, frozen. torchvision's VGG16 weights are fetched if they are not in its cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        self.net = LearnedPerceptualImagePatchSimilarity(net_type="vgg").net.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "LPIPS":
+        return super().train(False)
+
+    def forward(self, x: Float[Tensor, "b 3 h w"], y: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+        """The mean distance of images in [-1, 1]."""
+        return self.net(x, y).mean()

@@ -1,0 +1,53 @@
+"""The codebook of a vector-quantised autoencoder."""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class Quantised(NamedTuple):
+    """The nearest codes, their numbers, and the loss that pulls codes and encoder together."""
+
+    z_q: Float[Tensor, "b c h w"]
+    index: Int[Tensor, "b h w"]
+    loss: Float[Tensor, ""]
+
+
+class Codebook(nn.Module):
+    """Nearest code in L2, with the straight-through gradient (van den Oord et al. 2017).
+
+    The loss is in VQGAN's legacy form, as Kandinsky's: |sg(e) - z|^2 + beta |e - sg(z)|^2, so that beta weighs the
+    codes and not the commitment.
+    """
+
+    def __init__(self, *, codes: int, channels: int, beta: float) -> None:
+        super().__init__()
+        self.beta = beta
+        self.embedding = nn.Embedding(codes, channels)
+        nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
+
+    def nearest(self, z: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
+        flat, codes = rearrange(z, "b c h w -> (b h w) c").float(), self.embedding.weight.float()
+        distance = codes.square().sum(1) - 2 * flat @ codes.T  # less |z|^2, which ranks nothing
+        return distance.argmin(1).view(len(z), *z.shape[2:])
+
+    def lookup(self, index: Int[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:
+        return rearrange(self.embedding(index), "b h w c -> b c h w")
+
+    def quantise(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return self.lookup(self.nearest(z)).to(z.dtype)
+
+    def forward(self, z: Float[Tensor, "b c h w"]) -> Quantised:
+        index = self.nearest(z)
+        e = self.lookup(index)
+        loss = (e.detach() - z).square().mean() + self.beta * (e - z.detach()).square().mean()
+        return Quantised(z + (e - z).detach(), index, loss)
+
+
+def perplexity(index: Int[Tensor, "..."], codes: int) -> Float[Tensor, ""]:
+    """exp of the entropy of code usage: from 1, one code for all, to `codes`, all alike."""
+    p = torch.bincount(index.flatten(), minlength=codes).double() / index.numel()
+    return torch.special.entr(p).sum().exp().float()
