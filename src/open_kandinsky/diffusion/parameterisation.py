@@ -3,7 +3,7 @@
 One object per choice, so that losses, guidance and samplers need no flag: they only ever see x_0.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +18,7 @@ class Denoised(NamedTuple):
     fraction: Tensor | None  # log variance = fraction log(beta) + (1 - fraction) log(posterior variance)
 
 
+@runtime_checkable
 class Parameterisation(Protocol):
     def target(self, x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor: ...
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]: ...

@@ -71,7 +71,7 @@ def plms(denoise: Denoise, x_T: Float[Tensor, "b ..."], grid: Grid, noise: Noise
 
 
 def dpmpp_2m(denoise: Denoise, x_T: Float[Tensor, "b ..."], grid: Grid, noise: Noise) -> Float[Tensor, "b ..."]:
-    """DPM-Solver++(2M): second order in the log signal-to-noise ratio, one call a step (Lu et al. 2022, algorithm 2)."""
+    """DPM-Solver++(2M): second order in the log signal-to-noise ratio, a call a step (Lu et al. 2022, algorithm 2)."""
     x_t, x_0_last, h_last = x_T, None, None
     for t, alpha_bar, alpha_bar_next in _walk(grid, x_t):
         x_0 = denoise(x_t, t).x_0

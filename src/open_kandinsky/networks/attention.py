@@ -18,7 +18,7 @@ class KV(NamedTuple):
     v: Float[Tensor, "b heads n d"]
 
 
-def _heads(x: Float[Tensor, "b n parts*c"], parts: int, heads: int) -> Float[Tensor, "parts b heads n d"]:
+def _heads(x: Float[Tensor, "b n c"], parts: int, heads: int) -> Float[Tensor, "{parts} b {heads} n d"]:
     return rearrange(x, "b n (parts heads d) -> parts b heads n d", parts=parts, heads=heads)
 
 
@@ -76,7 +76,7 @@ class CausalAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "b 1 n m"], past: KV | None
     ) -> tuple[Float[Tensor, "b n c"], KV]:
-        """`mask` is True where a position may look, over `past` and then x; returns also the keys and values of both."""
+        """`mask` is True where a position may look, over `past` and then x; returns also both' keys and values."""
         q, *own = _heads(self.qkv(x), 3, self.heads)
         kv = KV(*own) if past is None else _append(past, KV(*own))
         attended = F.scaled_dot_product_attention(q, kv.k, kv.v, attn_mask=mask)

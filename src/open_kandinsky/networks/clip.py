@@ -31,6 +31,12 @@ class Clip(nn.Module):
         self.model = open_clip.CLIP(dim, dict(vision), dict(text), quick_gelu=quick_gelu)
         self.tokenizer = SimpleTokenizer(context_length=text["context_length"])
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of `clip_pixels`."""
+        size = self.model.visual.image_size
+        return size if isinstance(size, tuple) else (size, size)
+
     def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "b n"]:
         """Start, words, end, zeros. A caption that is too long loses its tail, keeps its end, and is warned of."""
         room = self.tokenizer.context_length - 2
@@ -60,7 +66,4 @@ class Clip(nn.Module):
 
     def null_image(self) -> Float[Tensor, "1 d"]:
         """What guidance extrapolates from: the all-zero image after normalisation, CLIP's mean colour."""
-        size = self.model.visual.image_size
-        height, width = size if isinstance(size, tuple) else (size, size)
-        zeros = torch.zeros(1, 3, height, width, device=self.model.positional_embedding.device)
-        return self.encode_image(zeros)
+        return self.encode_image(self.model.positional_embedding.new_zeros(1, 3, *self.image_size))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 def sinusoid(t: Int[Tensor, "b"] | Float[Tensor, "b"], width: int) -> Float[Tensor, "b width"]:
     """cos and then sin of t at width/2 frequencies from 1 down to nearly 1/10000 (Vaswani et al. 2017, as in GLIDE)."""
     half = width // 2
-    frequency = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / half))
+    # The official order of operations: (-log / half) first moves a U-Net's output by 1e-6 where half is no power of 2.
+    frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     phase = t[:, None].float() * frequency
     return torch.cat([phase.cos(), phase.sin()], dim=1)
 

@@ -55,7 +55,7 @@ class Encoder(nn.Module):
             _level(a, b, blocks=blocks, attend=i in attention_levels, norm=norm)
             for i, (a, b) in enumerate(pairwise([channels, *widths]))
         )
-        self.halve = nn.ModuleList(nn.Sequential(PadEnd(), nn.Conv2d(w, w, 3, stride=2)) for w in widths[:-1])
+        self.halving = nn.ModuleList(nn.Sequential(PadEnd(), nn.Conv2d(w, w, 3, stride=2)) for w in widths[:-1])
         self.middle = _middle(widths[-1], norm)
         self.norm_out = norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], latent_channels, 3, padding=1)
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c zh zw"]:
         h = self.conv_in(pixels)
         for i, level in enumerate(self.levels):
-            h = h if i == 0 else self.halve[i - 1](h)
+            h = h if i == 0 else self.halving[i - 1](h)
             for block in level:
                 h = block(h)
         for block in self.middle:
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
             _level(a, b, blocks=blocks + 1, attend=last - i in attention_levels, norm=norm)
             for i, (a, b) in enumerate(pairwise([widths[0], *widths]))
         )
-        self.double = nn.ModuleList(nn.Sequential(Upsample(), nn.Conv2d(w, w, 3, padding=1)) for w in widths[:-1])
+        self.doubling = nn.ModuleList(nn.Sequential(Upsample(), nn.Conv2d(w, w, 3, padding=1)) for w in widths[:-1])
         self.norm_out = norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
@@ -102,7 +102,7 @@ class Decoder(nn.Module):
         for block in self.middle:
             h = block(h, z)
         for i, level in enumerate(self.levels):
-            h = h if i == 0 else self.double[i - 1](h)
+            h = h if i == 0 else self.doubling[i - 1](h)
             for block in level:
                 h = block(h, z)
         return self.conv_out(F.silu(self.norm_out(h, z)))
@@ -150,3 +150,8 @@ class MoVQ(nn.Module):
         z = self.quant(self.encoder(pixels))
         z_q, index, loss = self.codebook(z)
         return Reconstruction(self.decoder(self.post_quant(z_q), z_q), z, index, loss)
+
+    def without_codebook(self, pixels: Float[Tensor, "b 3 h w"]) -> Reconstruction:
+        """The same past the codebook: for the first steps of training, and to fill it."""
+        z = self.quant(self.encoder(pixels))
+        return Reconstruction(self.decoder(self.post_quant(z), z), z, self.codebook.nearest(z), z.new_zeros(()))

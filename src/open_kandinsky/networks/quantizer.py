@@ -40,6 +40,12 @@ class Codebook(nn.Module):
     def quantise(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return self.lookup(self.nearest(z)).to(z.dtype)
 
+    @torch.no_grad()
+    def fill(self, z: Float[Tensor, "b c h w"]) -> None:
+        """Start the codes from latents drawn at random, with repeats if there are fewer than codes."""
+        flat = rearrange(z, "b c h w -> (b h w) c")
+        self.embedding.weight.copy_(flat[torch.randint(len(flat), (len(self.embedding.weight),), device=z.device)])
+
     def forward(self, z: Float[Tensor, "b c h w"]) -> Quantised:
         index = self.nearest(z)
         e = self.lookup(index)

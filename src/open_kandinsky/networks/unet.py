@@ -59,6 +59,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.standardise = Standardise(latent_channels)
+        self.factor = 2 ** (len(multipliers) - 1)  # sides of a latent are its multiples
         self.condition = condition
         self.time = TimeEmbedding(width=channels, emb=emb)
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
@@ -111,7 +112,7 @@ class UNet(nn.Module):
     def forward(
         self, x_t: Float[Tensor, "b c_in h w"], t: Int[Tensor, "b"], context: Context
     ) -> Float[Tensor, "b c_out h w"]:
-        """Sides are multiples of 2 to the number of levels less one."""
+        """Sides are multiples of `factor`."""
         emb = F.silu(self.time(t) + context.emb)
         kv = iter(context.kv)
         h = self.conv_in(x_t)

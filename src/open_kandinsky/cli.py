@@ -1,0 +1,46 @@
+"""The console command: `open-kandinsky VERB overrides...` is `python -m open_kandinsky.VERB overrides...`."""
+
+import runpy
+import sys
+from difflib import get_close_matches
+
+VERBS = {
+    "train": "train one stage: clip, movq, prior or decoder",
+    "generate": "pictures from a trained system: from text, from pictures, or both",
+    "evaluate": "score a system by a published protocol",
+    "precompute": "images and captions into shards of latents and embeddings",
+    "quickstart": "train, sample and score a toy system on this machine, in minutes",
+}
+
+
+def main() -> None:
+    """Run the verb named on the command line; exit code 2 where there is no such verb."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in ("-h", "--help", "help"):
+        print(usage())
+    elif verb not in VERBS:
+        sys.exit(refusal(verb))
+    else:
+        del sys.argv[1]
+        # As __main__, by its name: Lightning starts its other processes with `python -m` and the same overrides.
+        runpy.run_module(f"open_kandinsky.{verb}", run_name="__main__", alter_sys=True)
+
+
+def usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:{width}}  {purpose}" for verb, purpose in VERBS.items()]
+    return "\n".join(
+        ["usage: open-kandinsky VERB [key=value ...]", "", *lines, "", "open-kandinsky VERB --help: its keys"]
+    )
+
+
+def refusal(verb: str) -> int:
+    """Say on stderr that there is no such verb, with the nearest one; returns the exit code."""
+    near = get_close_matches(verb, VERBS, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(VERBS)}"
+    print(f"open-kandinsky: no such verb {verb!r}; {remedy}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Which rows of a set in memory make up each batch of an epoch."""
+
+import random
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Protocol, runtime_checkable
+
+import torch
+
+
+@runtime_checkable
+class Order(Protocol):
+    """Row numbers of each batch of an epoch. `count` batches, whatever the epoch."""
+
+    count: int
+
+    def batches(self, epoch: int) -> Iterator[list[int]]: ...
+
+
+class FixedOrder:
+    """First to last, the last batch short: for validation. Each process has its share of rows."""
+
+    def __init__(self, *, rows: int, batch_size: int) -> None:
+        rank, processes = process()
+        share = -(-rows // processes)  # the last share wraps round, so that no process waits for a batch
+        self.rows = [row % rows for row in range(rank, share * processes, processes)]
+        self.batch_size = batch_size
+        self.count = -(-share // batch_size)
+
+    def batches(self, epoch: int) -> Iterator[list[int]]:
+        return (self.rows[at : at + self.batch_size] for at in range(0, len(self.rows), self.batch_size))
+
+
+class ShuffledOrder:
+    """Every row once an epoch in full batches, in an order that `seed` and the epoch decide."""
+
+    def __init__(self, *, rows: int, batch_size: int, seed: int) -> None:
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.count = whole_batches(rows, batch_size)
+
+    def batches(self, epoch: int) -> Iterator[list[int]]:
+        rows = torch.randperm(self.rows, generator=generator(self.seed, epoch)).tolist()
+        full = (rows[at : at + self.batch_size] for at in range(0, self.rows, self.batch_size))
+        return own(full, self.count)
+
+
+class DistinctOrder:
+    """No caption twice in a batch, and rows of one group (hard negatives) together: for contrastive training.
+
+    Copies of a caption are spread evenly over the epoch; a row that does not fit waits for the next batch. A batch
+    is short only where groups do not fill it. What is left at the end of an epoch is dropped.
+    """
+
+    def __init__(
+        self, *, captions: Sequence[str], groups: Sequence[Hashable | None], batch_size: int, seed: int
+    ) -> None:
+        self.captions, self.batch_size, self.seed = captions, batch_size, seed
+        self.units = grouped(captions, groups)
+        self.largest = max(len(unit) for unit in self.units)
+        self.smallest = min(len(unit) for unit in self.units)
+        if self.largest > batch_size:
+            raise ValueError(f"a group has {self.largest} samples, more than batch_size={batch_size}: raise batch_size")
+        drawn = sum(1 for _ in self.draw(generator(seed, 0)))
+        if drawn < process()[1]:
+            raise ValueError(
+                f"no batch of batch_size={batch_size} without a caption twice: {len(set(captions))} distinct captions "
+                f"in {len(captions)} samples, {process()[1]} process(es); lower batch_size"
+            )
+        self.count = drawn // process()[1]
+
+    def batches(self, epoch: int) -> Iterator[list[int]]:
+        """`count` batches; an unlucky draw that has fewer goes on with another of the same samples."""
+        draws = generator(self.seed, epoch)
+        return own(chain.from_iterable(self.draw(draws) for _ in iter(int, 1)), self.count)
+
+    def draw(self, draws: torch.Generator) -> Iterator[list[int]]:
+        waiting = spread(self.units, self.captions, draws)
+        while waiting:
+            batch, waiting = self.fill(waiting)
+            if len(batch) <= self.batch_size - self.largest:
+                return
+            yield batch
+
+    def fill(self, waiting: list[list[int]]) -> tuple[list[int], list[list[int]]]:
+        """The first units that fit together, and the rest in their order."""
+        batch: list[int] = []
+        used: set[str] = set()
+        passed: list[list[int]] = []
+        for at, unit in enumerate(waiting):
+            if len(batch) + self.smallest > self.batch_size:
+                return batch, passed + waiting[at:]
+            captions = {self.captions[row] for row in unit}
+            if len(batch) + len(unit) > self.batch_size or captions & used:
+                passed.append(unit)
+            else:
+                batch, used = batch + unit, used | captions
+        return batch, passed
+
+
+def grouped(captions: Sequence[str], groups: Sequence[Hashable | None]) -> list[list[int]]:
+    """Rows that belong in one batch. A group with a caption twice makes two: the second copy cannot be beside it."""
+    units: dict[Hashable, list[int]] = defaultdict(list)
+    copies: dict[Hashable, int] = defaultdict(int)
+    for row, (caption, group) in enumerate(zip(captions, groups, strict=True)):
+        copy = copies[group, caption]
+        copies[group, caption] += 1
+        units[("alone", row) if group is None else ("group", group, copy)].append(row)
+    return list(units.values())
+
+
+def spread(units: list[list[int]], captions: Sequence[str], draws: torch.Generator) -> list[list[int]]:
+    """Shuffled, with the units that open with one caption evenly spaced, so that copies seldom meet."""
+    alike: dict[str, list[int]] = defaultdict(list)
+    for at in torch.randperm(len(units), generator=draws).tolist():
+        alike[captions[units[at][0]]].append(at)
+    starts = torch.rand(len(alike), generator=draws, dtype=torch.float64).tolist()
+    times = [0.0] * len(units)
+    for start, copies in zip(starts, alike.values(), strict=True):
+        for turn, at in enumerate(copies):
+            times[at] = (turn + start) / len(copies)
+    return [units[at] for at in sorted(range(len(units)), key=times.__getitem__)]
+
+
+def generator(seed: int, epoch: int) -> torch.Generator:
+    """The random numbers of one epoch: hashed, because torch's CPU generator looks at 32 bits of its seed only."""
+    return torch.Generator().manual_seed(random.Random(f"{seed}/{epoch}").getrandbits(32))
+
+
+def process() -> tuple[int, int]:
+    """This process's rank, and how many there are."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def own(batches: Iterator[list[int]], count: int) -> Iterator[list[int]]:
+    """This process's `count` batches of those that all processes share."""
+    rank, processes = process()
+    return islice(batches, rank, count * processes, processes)
+
+
+def whole_batches(rows: int, batch_size: int) -> int:
+    """Full batches a process. Raises ValueError where there is none."""
+    count = rows // (batch_size * process()[1])
+    if count == 0:
+        raise ValueError(
+            f"{rows} samples do not fill one batch of batch_size={batch_size} in each of {process()[1]} process(es): "
+            "lower batch_size, or give more samples"
+        )
+    return count

@@ -1,0 +1,117 @@
+"""Writes the toy set as tar shards in img2dataset's layout: `00000.tar` holds `000000000.png`, `.txt` and `.json`."""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from open_kandinsky.data.shapes.world import SPLITS, Scene, World, decks, scenes
+
+Group = tuple[Scene, ...]
+
+LARGEST_SHARD = 10_000  # a key is five digits of shard and four of place
+
+
+def write_shapes(out: Path, *, world: World, images: int, val_images: int, seed: int, per_shard: int) -> None:
+    """Write `out/train` and one folder of `val_images` for each split; the same seed gives the same bytes.
+
+    Training holds seen scenes, half singles and half pairs; a pair is followed by its twin where that is seen too.
+    Raises ValueError where `out` already holds something, or `per_shard` cannot be.
+    """
+    refuse(Path(out), per_shard)
+    rng = np.random.default_rng([seed, 0])
+    singles, pairs = decks(world, "seen", rng)
+    shards = (list(balanced(world, singles, pairs, n)) for n in shard_sizes(images, per_shard))
+    write_shards(Path(out) / "train", shards, world, rng)
+    for number, split in enumerate(SPLITS, start=1):
+        rng = np.random.default_rng([seed, number])
+        stream = scenes(world, split, rng)
+        shards = ([(scene,) for scene in islice(stream, n)] for n in shard_sizes(val_images, per_shard))
+        write_shards(Path(out) / split, shards, world, rng)
+
+
+def refuse(out: Path, per_shard: int) -> None:
+    """Raise ValueError for what a person can have got wrong, before anything is written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not an empty folder: remove it, or write to another one")
+    if not 2 <= per_shard <= LARGEST_SHARD:
+        raise ValueError(f"per_shard={per_shard}: choose a number from 2 to {LARGEST_SHARD}")
+
+
+def shard_sizes(images: int, per_shard: int) -> list[int]:
+    """How many images each shard holds: only the last may be short."""
+    return [min(per_shard, images - start) for start in range(0, images, per_shard)]
+
+
+def balanced(world: World, singles: Iterator[Scene], pairs: Iterator[Scene], images: int) -> Iterator[Group]:
+    """One shard's groups, `images` scenes in all: half are pairs, and no group goes on in the next shard."""
+    pairs_left, singles_left = images // 2, images - images // 2
+    while pairs_left > 1:  # one place is too few for a twin: a single takes it
+        group = with_twin(world, next(pairs))
+        yield group
+        yield from ((single,) for single in islice(singles, len(group)))
+        pairs_left, singles_left = pairs_left - len(group), singles_left - len(group)
+    yield from ((single,) for single in islice(singles, singles_left + pairs_left))
+
+
+def with_twin(world: World, pair: Scene) -> Group:
+    """The pair and, unless it is held out, the twin that uses the same words."""
+    twin = world.swap(pair)
+    return (pair, twin) if world.split(twin) == "seen" else (pair,)
+
+
+def write_shards(folder: Path, shards: Iterator[list[Group]], world: World, rng: np.random.Generator) -> None:
+    """Write each shard under a temporary name in `folder`, then rename it: a shard is there whole or not at all."""
+    folder.mkdir(parents=True)
+    for number, groups in enumerate(shards):
+        path = folder / f"{number:05d}.tar"
+        partial = path.with_suffix(".tar.partial")
+        with partial.open("wb") as file:
+            write_tar(file, number, groups, world, rng)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+def write_tar(file: io.BufferedWriter, shard: int, groups: list[Group], world: World, rng: np.random.Generator) -> None:
+    """Write one shard's samples; those of one group stand side by side and name the same first key."""
+    keys = (f"{shard:05d}{place:04d}" for place in range(LARGEST_SHARD))
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for group in groups:
+            members = [(next(keys), scene) for scene in group]
+            for key, scene in members:
+                png = encode(world.render(scene, rng))
+                fields = describe(key, scene, world, png) | {"group": members[0][0]}
+                add(tar, f"{key}.png", png)
+                add(tar, f"{key}.txt", fields["caption"].encode())
+                add(tar, f"{key}.json", json.dumps(fields).encode())
+
+
+def describe(key: str, scene: Scene, world: World, png: bytes) -> dict:
+    """img2dataset's fields of one sample, and the scene that was drawn."""
+    sides = {"width": world.size, "height": world.size, "original_width": world.size, "original_height": world.size}
+    status = {"url": "", "status": "success", "error_message": None, "exif": "{}"}
+    sha256 = hashlib.sha256(png).hexdigest()
+    return {"key": key, "caption": world.caption(scene), **status, **sides, "sha256": sha256, "scene": scene.to_json()}
+
+
+def encode(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="png", compress_level=1)
+    return buffer.getvalue()
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Append a file that has no date and no owner, so that the archive depends on its content alone."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))

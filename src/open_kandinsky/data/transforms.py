@@ -1,0 +1,142 @@
+"""Bytes to RGB images, images to tensors, and back. Pixels are float in [-1, 1] unless a name says otherwise."""
+
+import io
+import warnings
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageFile
+from torch import Tensor
+
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+MIN_SIDE = 2
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no format whose decoder starts another program
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The upright RGB image in an encoded file: EXIF orientation applied, transparency composited on white.
+
+    Raises ValueError, saying what was found, for bytes that are no whole image, for more than `max_pixels` pixels
+    (checked before anything is decoded) and for sides under 2 pixels.
+    """
+    if not data:
+        raise ValueError("the image file is empty (0 bytes)")
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES, "PIL would hand out half-grey images"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            check_size(image, max_pixels)
+            return to_rgb(upright(image))
+    except Exception as error:  # on hostile bytes PIL's decoders raise nearly anything
+        raise ValueError(f"not a usable image ({len(data)} bytes): {error}") from error
+
+
+def check_size(image: Image.Image, max_pixels: int) -> None:
+    """Refuses, from the header alone, what is too large to decode or too thin to mean anything."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(f"{width}x{height} is {width * height} pixels, more than the limit of {max_pixels}")
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(f"{width}x{height}: a side is under {MIN_SIDE} pixels")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF tag says. ImageOps.exif_transpose would also rewrite the tags, and fail on odd ones."""
+    turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    image.load()
+    return image if turn is None else image.transpose(turn)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL mode to RGB."""
+    if image.mode.startswith("I"):
+        return grey_from_16_bit(image).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range: save the image with 8 or 16 bits")
+    return on_white(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def grey_from_16_bit(image: Image.Image) -> Image.Image:
+    """PIL's own conversion clips or truncates; this rounds, 65535 to 255."""
+    values = np.asarray(image).astype(np.float64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"integer pixels from {values.min():.0f} to {values.max():.0f}, expected 0 to 65535")
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Transparency composited on white."""
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def centre_square(image: Image.Image) -> tuple[int, int, int, int]:
+    """The largest centred square: left, top, right, bottom."""
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    """The image's own numbers, [0, 255]."""
+    return rearrange(torch.from_numpy(np.array(image.convert("RGB"))), "h w c -> c h w").contiguous()
+
+
+def to_pixels(image: Image.Image) -> Float[Tensor, "3 h w"]:
+    """[-1, 1], at the image's own size."""
+    return to_tensor(image).float() / 127.5 - 1
+
+
+def to_uint8(pixels: Float[Tensor, "*b 3 h w"]) -> UInt8[Tensor, "*b h w 3"]:
+    """[-1, 1] to [0, 255], rounded and clamped, channels last: what PIL and image writers take."""
+    levels = ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return rearrange(levels, "... c h w -> ... h w c")
+
+
+def to_images(pixels: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
+    """[-1, 1] to PIL images."""
+    return [Image.fromarray(levels) for levels in to_uint8(pixels).cpu().numpy()]
+
+
+class Pixels:
+    """Centre square, bicubic with antialiasing, [-1, 1]."""
+
+    def __init__(self, *, size: int) -> None:
+        self.size = size
+
+    def __call__(self, image: Image.Image) -> Float[Tensor, "3 {self.size} {self.size}"]:
+        square = image.convert("RGB").crop(centre_square(image))  # resize's own box lets in pixels from outside it
+        return to_pixels(square.resize((self.size, self.size), Image.Resampling.BICUBIC))
+
+
+class ClipPixels:
+    """CLIP's preprocessing: shorter side to `size`, bicubic, centre crop, CLIP's mean and standard deviation."""
+
+    def __init__(self, *, size: int) -> None:
+        from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD  # seconds to import, so only where it is used
+
+        self.size = size
+        self.mean = rearrange(torch.tensor(OPENAI_DATASET_MEAN), "c -> c 1 1")
+        self.std = rearrange(torch.tensor(OPENAI_DATASET_STD), "c -> c 1 1")
+
+    def __call__(self, image: Image.Image) -> Float[Tensor, "3 {self.size} {self.size}"]:
+        short = min(image.size)
+        width, height = (int(self.size * side / short) for side in image.size)
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        whole = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        crop = whole.crop((left, top, left + self.size, top + self.size))
+        return (to_tensor(crop).float() / 255 - self.mean) / self.std

@@ -1,0 +1,88 @@
+"""Which failures are a person's to mend, and how they are told: one message, no traceback.
+
+A person's: a ValueError that this package raised on purpose, a number that is none in training, a file or disk that failed, a config that does not fit.
+Everything else is a bug and keeps its traceback. HYDRA_FULL_ERROR=1 shows every traceback.
+"""
+
+import errno
+import linecache
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PACKAGE = str(Path(__file__).parent)
+REFUSED, INTERRUPTED = 2, 130  # exit codes
+
+
+@contextmanager
+def told(verb: str) -> Iterator[None]:
+    """Turn a person's error into one message on stderr and exit code 2, and Ctrl-C into one line and 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        leave(verb, "interrupted", INTERRUPTED)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning tidies up after Ctrl-C, then exits with 1
+            leave(verb, "interrupted", INTERRUPTED)
+        raise
+    except Exception as error:
+        text = message(error)
+        if text is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        leave(verb, text, REFUSED)
+
+
+def leave(verb: str, text: str, code: int) -> None:
+    print(f"open-kandinsky {verb}: {text}", file=sys.stderr, flush=True)
+    raise SystemExit(code) from None
+
+
+def message(error: BaseException) -> str | None:
+    """What to tell the person who caused `error`; None where it is a bug."""
+    while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
+        error = error.__cause__
+    if is_about_the_config(error):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno is not None:
+        return about_a_file(error)
+    if isinstance(error, (ValueError, FloatingPointError)) and raised_by_us(error):
+        return str(error)
+    return from_a_worker(error)
+
+
+def is_about_the_config(error: BaseException) -> bool:
+    """Lightning's, Hydra's and OmegaConf's refusals, by name: naming the classes would import all three."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"ConfigAttributeError", "ConfigKeyError"}:  # code that asks for a key nobody wrote
+        return False
+    return bool(names & {"MisconfigurationException", "HydraException", "OmegaConfBaseException"})
+
+
+def about_a_file(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    kept = "; nothing was overwritten" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{where}{error.strerror}{kept}"
+
+
+def raised_by_us(error: BaseException) -> bool:
+    """Whether the innermost frame is a `raise` in this package: int('x') going wrong in our code is a bug."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    if frame is None or not frame.tb_frame.f_code.co_filename.startswith(PACKAGE):
+        return False
+    line = linecache.getline(frame.tb_frame.f_code.co_filename, frame.tb_lineno)
+    return not line or "raise " in line
+
+
+def from_a_worker(error: BaseException) -> str | None:
+    """A loader's worker sends its traceback as text; the same two rules, read from that text."""
+    text = str(error)
+    if not text.startswith("Caught ") or "in DataLoader worker" not in text:
+        return None
+    files = re.findall(r'File "(.+?)", line \d+', text)
+    ours = isinstance(error, ValueError) and bool(files) and files[-1].startswith(PACKAGE)
+    return text.strip().splitlines()[-1].partition(": ")[2] if ours or isinstance(error, OSError) else None

@@ -1,0 +1,120 @@
+"""The Frechet distance between two sets of features. Only on the features of the 2015 Inception is it called FID."""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Float64
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+class Moments(NamedTuple):
+    """Mean and unbiased covariance of a set of features."""
+
+    mean: Float64[Tensor, "d"]
+    cov: Float64[Tensor, "d d"]
+
+
+def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
+    """Between the Gaussians that have the moments of `x` and of `y` (Dowson & Landau 1982), in float64 on the CPU.
+
+    Exact also for fewer examples than dimensions. Its bias depends on n: compare only distances at one n.
+    Raises ValueError for features that are not finite and for fewer than 2 of them.
+    """
+    (mean_x, centred_x), (mean_y, centred_y) = centred(x), centred(y)
+    return _distance(mean_x, _root_of_features(centred_x), mean_y, _root_of_features(centred_y))
+
+
+def frechet_from_moments(
+    mean_x: Float[Tensor, "d"], cov_x: Float[Tensor, "d d"], mean_y: Float[Tensor, "d"], cov_y: Float[Tensor, "d d"]
+) -> float:
+    """The same from means and covariances, such as a published reference's; ValueError where they are not finite."""
+    mean_x, cov_x, mean_y, cov_y = (_finite(part).double().cpu() for part in (mean_x, cov_x, mean_y, cov_y))
+    return _distance(mean_x, _root(cov_x), mean_y, _root(cov_y))
+
+
+def moments(features: Float[Tensor, "n d"]) -> Moments:
+    """In float64 on the CPU, in two passes; ValueError as for `frechet_distance`."""
+    mean, deviations = centred(features)
+    return Moments(mean, _covariance(deviations))
+
+
+def centred(features: Float[Tensor, "n d"]) -> tuple[Float64[Tensor, "d"], Float64[Tensor, "n d"]]:
+    """The mean, and the deviations from it; ValueError as for `frechet_distance`."""
+    if len(features) < 2:
+        raise ValueError(f"{len(features)} examples have no covariance; the Frechet distance needs 2 or more")
+    features = _finite(features).detach().double().cpu()
+    mean = features.mean(0)
+    return mean, features - mean
+
+
+def _distance(mean_x: Tensor, root_x: Tensor, mean_y: Tensor, root_y: Tensor) -> float:
+    """From means and from matrices R with R^T R the covariance, of any number of rows.
+
+    The trace of (S_x S_y)^(1/2) is the sum of the singular values of R_x R_y^T. No square root of a nearly
+    singular product is taken: that is where the usual matrix square root loses half of its digits.
+    """
+    overlap = torch.linalg.svdvals(root_x @ root_y.T).sum()
+    return float((mean_x - mean_y).square().sum() + root_x.square().sum() + root_y.square().sum() - 2 * overlap)
+
+
+def _root_of_features(deviations: Float64[Tensor, "n d"]) -> Float64[Tensor, "r d"]:
+    """R with R^T R the covariance: the deviations themselves where they are fewer than their dimensions."""
+    n, d = deviations.shape
+    return deviations / (n - 1) ** 0.5 if n < d else _root(_covariance(deviations))
+
+
+def _root(cov: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
+    """R with R^T R = cov. A variance within rounding of zero counts as zero: its root would be 1e8 times as wrong."""
+    variance, axes = torch.linalg.eigh(cov)
+    rounding = len(cov) * torch.finfo(cov.dtype).eps * variance.abs().max()
+    return rearrange(variance.where(variance > rounding, 0).sqrt(), "d -> d 1") * axes.T
+
+
+def _covariance(deviations: Float64[Tensor, "n d"]) -> Float64[Tensor, "d d"]:
+    return deviations.T @ deviations / (len(deviations) - 1)
+
+
+def _finite(values: Tensor) -> Tensor:
+    wrong = int((~values.isfinite()).sum())
+    if wrong:
+        raise ValueError(f"{wrong} of {values.numel()} numbers are NaN or infinite: there is no Frechet distance")
+    return values
+
+
+class FrechetDistance(Metric):
+    """Gathers features of real and of generated pictures, `dim` wide; their distance is reported under `name`.
+
+    The features are kept and put in order, so that the distance is the same, to the bit, on any number of processes.
+    """
+
+    real: list[Tensor]
+    generated: list[Tensor]
+    full_state_update = False
+
+    def __init__(self, *, name: str, dim: int) -> None:
+        super().__init__()
+        self.name = name
+        self.dim = dim
+        # flat: torchmetrics can gather from a process without examples only what has one dimension
+        self.add_state("real", [], dist_reduce_fx="cat")
+        self.add_state("generated", [], dist_reduce_fx="cat")
+
+    def update(self, features: Float[Tensor, "b d"], real: bool) -> None:
+        """Keep a batch's features, in float32. Raises ValueError where they are not `dim` wide."""
+        if features.shape[1] != self.dim:
+            raise ValueError(f"{self.name}: features are {features.shape[1]} wide, {self.dim} were promised")
+        (self.real if real else self.generated).append(features.detach().float().flatten())
+
+    def compute(self) -> dict[str, float]:
+        """The distance under `name`; ValueError as for `frechet_distance`."""
+        return {self.name: frechet_distance(self._gathered(self.real), self._gathered(self.generated))}
+
+    def _gathered(self, state: list[Tensor] | Tensor) -> Float[Tensor, "n d"]:
+        """All processes' features, whoever made them, in lexicographic order."""
+        flat = dim_zero_cat(state) if len(state) else torch.zeros(0)
+        features = rearrange(flat.cpu(), "(n d) -> n d", d=self.dim)
+        rows, counts = features.unique(dim=0, return_counts=True) if len(features) else (features, 1)
+        return rows.repeat_interleave(counts, dim=0)

@@ -1,0 +1,54 @@
+"""Stage 0, for a domain of one's own: CLIP, trained by contrast of images and their captions (Radford et al. 2021)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from open_clip.loss import ClipLoss
+from torch import Tensor
+
+from open_kandinsky.data.batch import ImageBatch
+from open_kandinsky.networks.clip import Clip
+from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, stepwise
+
+
+class ClipStage(LightningModule):
+    """open_clip's model and loss. Kandinsky itself uses OpenAI's weights, frozen."""
+
+    def __init__(self, *, network: Clip, optimizer: MakeOptimizer, lr_schedule: MakeSchedule) -> None:
+        super().__init__()
+        self.network = network
+        self.optimizer, self.lr_schedule = optimizer, lr_schedule
+
+    def setup(self, stage: str) -> None:
+        self.contrast = ClipLoss(
+            local_loss=True, gather_with_grad=True, rank=self.global_rank, world_size=self.trainer.world_size
+        )
+
+    def embed(self, batch: ImageBatch) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+        """Images and captions, at length 1."""
+        image = self.network.encode_image(batch["clip_pixels"])
+        text = self.network.encode_text(batch["caption"]).emb
+        return F.normalize(image, dim=1), F.normalize(text, dim=1)
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+        image, text = self.embed(batch)
+        loss = self.contrast(image, text, self.network.model.logit_scale.exp())
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, *_: object) -> None:
+        with torch.no_grad():
+            self.network.model.logit_scale.clamp_(0, math.log(100))  # as CLIP's training: no temperature below 0.01
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        image, text = self.embed(batch)
+        hit = (image @ text.T).argmax(1) == torch.arange(len(image), device=image.device)
+        self.log("val/retrieval", hit.float().mean(), prog_bar=True, batch_size=len(image), sync_dist=True)
+        self.log("val/cosine", (image * text).sum(1).mean(), batch_size=len(image), sync_dist=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return stepwise(self.network.parameters(), self.optimizer, self.lr_schedule)

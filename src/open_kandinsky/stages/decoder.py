@@ -1,0 +1,72 @@
+"""Stage 3, the decoder: from an image's CLIP embedding and the caption to the picture's MoVQ latent."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from open_kandinsky.data.batch import LatentBatch
+from open_kandinsky.diffusion.loss import Loss, noised
+from open_kandinsky.diffusion.parameterisation import Parameterisation
+from open_kandinsky.networks.unet import Context, UNet
+from open_kandinsky.stages.conditions import Null
+from open_kandinsky.stages.inpainting import Beside
+from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, stepwise
+
+
+class DecoderStage(LightningModule):
+    """Trains the U-Net on latents; `beside` makes it text-to-image or inpainting."""
+
+    def __init__(
+        self,
+        *,
+        network: UNet,
+        alpha_bar: Float[Tensor, "T"],
+        parameterisation: Parameterisation,
+        loss: Loss,
+        beside: Beside,
+        drop_text: float,  # 0.5 in the official training
+        drop_image: float,  # 0.1, independently
+        standardise: bool,  # latents by the data's statistics; Kandinsky leaves them as they are
+        optimizer: MakeOptimizer,
+        lr_schedule: MakeSchedule,
+    ) -> None:
+        super().__init__()
+        self.network, self.parameterisation, self.loss, self.beside = network, parameterisation, loss, beside
+        self.register_buffer("alpha_bar", alpha_bar, persistent=False)
+        self.null = Null()
+        self.drop_text, self.drop_image, self.standardise = drop_text, drop_image, standardise
+        self.optimizer, self.lr_schedule = optimizer, lr_schedule
+
+    def setup(self, stage: str) -> None:
+        data: Any = self.trainer.datamodule
+        if self.standardise:
+            self.network.standardise.set(*data.statistics("z"))
+        self.null.set(**data.null)
+
+    def context(self, batch: LatentBatch) -> Context:
+        (image_emb,) = self.null.drop(self.drop_image, image_emb=batch["image_emb"])
+        text = {name: batch[name] for name in ("text_tokens", "text_emb")}
+        return self.network.context(image_emb, *self.null.drop(self.drop_text, **text))
+
+    def losses(self, batch: LatentBatch) -> tuple[Float[Tensor, "b"], Tensor]:
+        """Each example's loss, and its timestep."""
+        z = self.network.standardise(batch["z"])
+        example = noised(z, self.alpha_bar)
+        output = self.network(torch.cat([example.x_t, self.beside(z)], dim=1), example.t, self.context(batch))
+        return self.loss(output, example, self.alpha_bar, self.parameterisation), example.t
+
+    def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
+        loss = self.losses(batch)[0].mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
+        losses, t = self.losses(batch)
+        self.log("val/loss", losses.mean(), prog_bar=True, batch_size=len(t), sync_dist=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return stepwise(self.network.parameters(), self.optimizer, self.lr_schedule)

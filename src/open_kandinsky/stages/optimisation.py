@@ -1,0 +1,37 @@
+"""Optimisers and learning-rate schedules, as the stages take them from the configuration."""
+
+import math
+from collections.abc import Callable, Iterable
+
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+MakeSchedule = Callable[[Optimizer], LRScheduler]
+
+
+def warmup_cosine(optimizer: Optimizer, *, warmup: int, steps: int, floor: float) -> LRScheduler:
+    """Rise linearly for `warmup` steps, then fall by half a cosine to `floor` times the rate at `steps`."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min((step - warmup) / max(steps - warmup, 1), 1)
+        return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+    return LambdaLR(optimizer, factor)
+
+
+def warmup_constant(optimizer: Optimizer, *, warmup: int) -> LRScheduler:
+    """Rise linearly for `warmup` steps, then stay: Kandinsky's trainers never decay."""
+    return LambdaLR(optimizer, lambda step: min((step + 1) / max(warmup, 1), 1))
+
+
+def stepwise(
+    parameters: Iterable[nn.Parameter], optimizer: MakeOptimizer, lr_schedule: MakeSchedule
+) -> OptimizerLRScheduler:
+    """For `configure_optimizers`: the rate moves every step, not every epoch."""
+    made = optimizer([p for p in parameters if p.requires_grad])
+    return {"optimizer": made, "lr_scheduler": {"scheduler": lr_schedule(made), "interval": "step"}}

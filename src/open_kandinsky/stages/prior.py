@@ -1,0 +1,71 @@
+"""Stage 2, the prior: from a caption's CLIP embedding to its image's CLIP embedding."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from open_kandinsky.data.batch import EmbeddingBatch
+from open_kandinsky.diffusion.loss import Loss, noised
+from open_kandinsky.diffusion.parameterisation import Parameterisation
+from open_kandinsky.stages.conditions import Null
+from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, stepwise
+
+
+class PriorStage(LightningModule):
+    """Trains any of `networks.prior`: a prior that looks at neither x_t nor t is fitted by regression in the same words.
+
+    The embeddings' statistics come with the data, and travel with the network.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        alpha_bar: Float[Tensor, "T"],
+        parameterisation: Parameterisation,
+        loss: Loss,
+        drop_text: float,  # chance of training without the caption, for guidance; 0.1 in the official training
+        optimizer: MakeOptimizer,
+        lr_schedule: MakeSchedule,
+    ) -> None:
+        super().__init__()
+        self.network, self.parameterisation, self.loss = network, parameterisation, loss
+        self.register_buffer("alpha_bar", alpha_bar, persistent=False)
+        self.null = Null()
+        self.drop_text = drop_text
+        self.optimizer, self.lr_schedule = optimizer, lr_schedule
+
+    def setup(self, stage: str) -> None:
+        data: Any = self.trainer.datamodule
+        self.network.standardise.set(*data.statistics("image_emb"))
+        self.null.set(**data.null)
+
+    def prefix(self, batch: EmbeddingBatch, chance: float) -> Any:
+        """The captions, some of them dropped, as the network's prefix."""
+        text = {name: batch[name] for name in ("text_tokens", "text_emb", "text_mask")}
+        return self.network.prefix(*self.null.drop(chance, **text))
+
+    def training_step(self, batch: EmbeddingBatch, batch_idx: int) -> Tensor:
+        example = noised(self.network.standardise(batch["image_emb"]), self.alpha_bar)
+        output = self.network(example.x_t, example.t, self.prefix(batch, self.drop_text))
+        loss = self.loss(output, example, self.alpha_bar, self.parameterisation).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: EmbeddingBatch, batch_idx: int) -> None:
+        """How near the first guess from noise alone comes to the image's embedding, and how near the caption's is."""
+        true = batch["image_emb"]
+        t = torch.full((len(true),), len(self.alpha_bar) - 1, device=true.device)
+        guess = self.network(torch.randn_like(true), t, self.prefix(batch, chance=0.0))
+        guess = self.network.standardise.inverse(guess)
+        for name, embedding in {"prior": guess, "text": batch["text_emb"]}.items():
+            cosine = F.cosine_similarity(embedding, true).mean()
+            self.log(f"val/cosine_{name}", cosine, prog_bar=True, batch_size=len(true), sync_dist=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return stepwise(self.network.parameters(), self.optimizer, self.lr_schedule)

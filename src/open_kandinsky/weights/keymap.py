@@ -1,0 +1,154 @@
+"""Exact renaming of weights between our networks and another program's, in both directions.
+
+Rules say which of their modules (or tensors) each of ours is; a `KeyMap` is rules spelt out for one network, so that
+it knows every key and every shape of both sides. Nothing is skipped: a key that is missing, left over or of another
+shape stops the conversion.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+State = Mapping[str, Tensor]
+Shapes = dict[str, torch.Size]
+
+
+class Change(NamedTuple):
+    """How a tensor of ours is made of theirs, and made into theirs again."""
+
+    join: Callable[[list[Tensor]], Tensor]
+    split: Callable[[Tensor], list[Tensor]]
+
+
+SAME = Change(lambda parts: parts[0], lambda x: [x])
+
+
+def stacked(parts: int) -> Change:
+    """Ours is theirs one above the other: `qkv` of to_q, to_k, to_v."""
+    return Change(torch.cat, lambda x: [part.clone() for part in x.chunk(parts)])  # clones: files refuse shared memory
+
+
+def leading(dims: int) -> Change:
+    """Theirs has `dims` dimensions of 1 in front."""
+    return Change(lambda parts: parts[0].squeeze(tuple(range(dims))), lambda x: [x[(None,) * dims]])
+
+
+def pointwise(dims: int) -> Change:
+    """Theirs is a 1x1 convolution over `dims` axes, ours a linear layer; biases are alike."""
+    return Change(
+        lambda parts: parts[0].reshape(parts[0].shape[:2]),
+        lambda x: [x.reshape(*x.shape, *[1] * dims) if x.ndim == 2 else x],
+    )
+
+
+def chain(outer: Change, inner: Change) -> Change:
+    """From theirs to ours, first `outer` and then `inner`."""
+    return Change(lambda parts: inner.join([outer.join(parts)]), lambda x: outer.split(inner.split(x)[0]))
+
+
+class Rule(NamedTuple):
+    """Our module or tensor and what it is of theirs."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    change: Change = SAME
+
+
+class Constant(NamedTuple):
+    """Our tensor that they have no place for, since for them it never has another value."""
+
+    ours: str
+    value: float
+
+
+Rules = Iterable[Rule | Constant]
+
+
+def renamed(names: Mapping[str, str]) -> list[Rule]:
+    """Our name -> theirs, tensors unchanged."""
+    return [Rule(ours, (theirs,)) for ours, theirs in names.items()]
+
+
+def under(ours: str, theirs: str, rules: Iterable[Rule]) -> list[Rule]:
+    """The same rules inside a pair of modules."""
+    return [Rule(f"{ours}.{r.ours}", tuple(f"{theirs}.{t}" for t in r.theirs), r.change) for r in rules]
+
+
+class Pair(NamedTuple):
+    """One tensor of ours, by its key, and theirs that it is made of."""
+
+    rule: Rule | Constant
+    like: Tensor
+    theirs: Shapes
+
+
+class KeyMap:
+    """Rules spelt out for one network, of which `like` is a state dict: its keys, shapes and dtypes count, not values.
+
+    ValueError where no rule knows one of its keys.
+    """
+
+    def __init__(self, rules: Rules, like: State) -> None:
+        by_name = {rule.ours: rule for rule in rules}
+        self.pairs = {key: _pair(by_name, key, tensor.detach().to("meta")) for key, tensor in like.items()}
+        self.ours: Shapes = {key: pair.like.shape for key, pair in self.pairs.items()}
+        self.theirs: Shapes = {key: shape for pair in self.pairs.values() for key, shape in pair.theirs.items()}
+        assert len(self.theirs) == sum(len(pair.theirs) for pair in self.pairs.values()), "one of their keys used twice"
+
+    def to_ours(self, theirs: State) -> dict[str, Tensor]:
+        """Their state dict as ours. ValueError for a key that is missing, left over or of another shape."""
+        _check(theirs, self.theirs)
+        return {key: _joined(pair, theirs) for key, pair in self.pairs.items()}
+
+    def to_theirs(self, ours: State) -> dict[str, Tensor]:
+        """Our state dict as theirs. ValueError as in `to_ours`, and for a value that they have no place for."""
+        _check(ours, self.ours)
+        return {key: part for our, pair in self.pairs.items() for key, part in _split(pair, ours[our]).items()}
+
+
+def _pair(rules: Mapping[str, Rule | Constant], key: str, like: Tensor) -> Pair:
+    module, _, leaf = key.rpartition(".")
+    if key in rules:
+        rule, suffix = rules[key], ""
+    elif module in rules:
+        rule, suffix = rules[module], f".{leaf}"
+    else:
+        raise ValueError(f"no rule for our {key!r}{_nearest(key, rules)}")
+    if isinstance(rule, Constant):
+        return Pair(rule, like, {})
+    names = [name + suffix for name in rule.theirs]
+    return Pair(rule, like, {n: part.shape for n, part in zip(names, rule.change.split(like), strict=True)})
+
+
+def _joined(pair: Pair, theirs: State) -> Tensor:
+    if isinstance(pair.rule, Constant):
+        return torch.full(pair.like.shape, pair.rule.value, dtype=pair.like.dtype)
+    return pair.rule.change.join([theirs[key] for key in pair.theirs])
+
+
+def _split(pair: Pair, ours: Tensor) -> dict[str, Tensor]:
+    if isinstance(pair.rule, Rule):
+        return dict(zip(pair.theirs, pair.rule.change.split(ours), strict=True))
+    if not ours.is_meta and bool((ours != pair.rule.value).any()):
+        raise ValueError(f"{pair.rule.ours!r} is not {pair.rule.value} everywhere, and the other side cannot hold it")
+    return {}
+
+
+def _check(given: State, expected: Shapes, named: int = 3) -> None:
+    missing = [key for key in expected if key not in given]
+    extra = [key for key in given if key not in expected]
+    faults = [f"missing {key!r}{_nearest(key, extra)}" for key in missing[:named]]
+    faults += [f"left over {key!r}{_nearest(key, missing or expected)}" for key in extra[:named]]
+    if faults:
+        raise ValueError(f"{len(missing)} keys missing, {len(extra)} left over: " + "; ".join(faults))
+    for key, shape in expected.items():
+        if given[key].shape != shape:
+            raise ValueError(f"{key!r} has shape {list(given[key].shape)}, expected {list(shape)}")
+
+
+def _nearest(key: str, candidates: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(candidates), n=1, cutoff=0)
+    return f" (nearest: {near[0]!r})" if near else ""
