@@ -5,10 +5,10 @@ import warnings
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
-from test_cache import data as cached_data
-from test_cache import folder
-from test_shards import data as shard_data
-from test_shards import write_folder
+from makers.cache import data as cached_data
+from makers.cache import folder
+from makers.shards import data as shard_data
+from makers.shards import write_folder
 
 
 class Recorder(LightningModule):

@@ -1,7 +1,8 @@
 """Which failures are a person's to mend, and how they are told: one message, no traceback.
 
-A person's: a ValueError that this package raised on purpose, a number that is none in training, a file or disk that failed, a config that does not fit.
-Everything else is a bug and keeps its traceback. HYDRA_FULL_ERROR=1 shows every traceback.
+A person's: a ValueError that this package raised on purpose, a number that is none in training, a file or disk that
+failed, a config that does not fit. Everything else is a bug and keeps its traceback. HYDRA_FULL_ERROR=1 shows every
+traceback.
 """
 
 import errno
@@ -63,7 +64,8 @@ def is_about_the_config(error: BaseException) -> bool:
 
 def about_a_file(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    kept = "; nothing was overwritten" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error.strerror)
+    kept = "; nothing was overwritten" if full else ""
     return f"{where}{error.strerror}{kept}"
 
 

@@ -5,13 +5,14 @@ A run folder of a stage holds `config.yaml` and `weights.safetensors`; one of th
 """
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from yaml import YAMLError
 
 from open_kandinsky.configuration import refuse_foreign_targets
 from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling
@@ -30,7 +31,9 @@ def load(source: Source, *, device: str = "cpu", dtype: torch.dtype = torch.floa
     folders = locate(source)
     parts = {part: config(folder) for part, folder in folders.items()}
     agree(parts, folders)
-    made = {part: network(folders[part]).to(device=device, dtype=dtype) for part in PARTS}
+    made = {part: network(folders[part]).to(device) for part in PARTS}
+    for parameter in chain.from_iterable(part.parameters() for part in made.values()):
+        parameter.data = parameter.data.to(dtype)  # and no buffer: statistics stay float32
     diffusions = {part: diffusion(parts[part], made[part], device) for part in ("prior", "decoder")}
     size = parts["decoder"].dims.image_size
     return Pipeline(clip=made["clip"], text=made["clip"], movq=made["movq"], size=size, device=device, **diffusions)
@@ -58,18 +61,22 @@ def config(folder: Path) -> DictConfig:
     path = folder / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; a stage's folder holds config.yaml beside its weights")
-    cfg = OmegaConf.load(path)
-    assert isinstance(cfg, DictConfig)
+    try:
+        cfg = OmegaConf.load(path)
+    except YAMLError as error:
+        raise ValueError(f"{path}: damaged ({error}); export the stage again") from error
+    if not isinstance(cfg, DictConfig) or any(not OmegaConf.select(cfg, key) for key in ("dims", "stage.network")):
+        raise ValueError(f"{path}: no config of a stage, which has dims and stage.network")
     return cfg
 
 
-def network(folder: str | Path) -> nn.Module:
+def network(folder: str | Path) -> Any:
     """A stage's trained network, frozen, in eval mode."""
     folder = Path(folder)
     made = build(config(folder).stage.network)
     state = store.read(folder / store.WEIGHTS)
-    expected = made.state_dict()
-    wrong = [k for k in expected.keys() | state.keys() if getattr(state.get(k), "shape", 0) != expected[k].shape]
+    shapes, expected = ({k: v.shape for k, v in tensors.items()} for tensors in (state, made.state_dict()))
+    wrong = sorted(k for k in expected.keys() | shapes.keys() if shapes.get(k) != expected.get(k))
     if wrong:
         raise ValueError(f"{folder}: weights and config.yaml disagree on {len(wrong)} tensors, {wrong[0]!r} among them")
     made.load_state_dict(state, assign=True)
@@ -79,10 +86,10 @@ def network(folder: str | Path) -> nn.Module:
 def build(cfg: DictConfig) -> Any:
     """An object from a part of somebody's config: only this package's own and torch's classes are made."""
     refuse_foreign_targets(cfg)
-    return instantiate(cfg)
+    return instantiate(cfg, _convert_="all")
 
 
-def diffusion(cfg: DictConfig, made: nn.Module, device: str) -> Diffusion:
+def diffusion(cfg: DictConfig, made: Any, device: str) -> Diffusion:
     return Diffusion(
         network=made,
         alpha_bar=build(cfg.stage.alpha_bar).to(device),
@@ -94,7 +101,7 @@ def diffusion(cfg: DictConfig, made: nn.Module, device: str) -> Diffusion:
 def agree(parts: Mapping[str, DictConfig], folders: Mapping[str, Path]) -> None:
     """ValueError where two parts were trained on different facts, such as CLIP's width."""
     for fact in ("clip", "clip_text_width", "text_length", "latent_channels", "quantise_latents"):
-        values = {part: cfg.dims[fact] for part, cfg in parts.items()}
+        values = {part: cfg.dims.get(fact) for part, cfg in parts.items()}
         if len(set(values.values())) > 1:
             seen = ", ".join(f"{part} ({folders[part]}) {value}" for part, value in values.items())
             raise ValueError(f"weights that do not belong together: dims.{fact} is {seen}")

@@ -12,12 +12,12 @@ import torch
 from einops import repeat
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from open_kandinsky.data.transforms import ClipPixels, to_images
 from open_kandinsky.diffusion.denoise import clamp, denoiser
 from open_kandinsky.diffusion.guidance import guide
-from open_kandinsky.diffusion.noise import PerImageNoise
+from open_kandinsky.diffusion.noise import PerImageNoise, check_seeds
 from open_kandinsky.diffusion.parameterisation import Parameterisation
 from open_kandinsky.diffusion.samplers import named
 from open_kandinsky.networks.clip import Clip
@@ -79,6 +79,7 @@ class Pipeline:
     ) -> None:
         self.clip, self.text, self.prior, self.decoder, self.movq = clip, text, prior, decoder, movq
         self.size, self.device = size, device
+        self.dtype = next(movq.parameters()).dtype  # of the weights; noise and x_t stay float32
 
     def text_to_image(
         self,
@@ -141,7 +142,7 @@ class Pipeline:
         prefix = network.prefix(text.tokens, text.emb, text.mask)
         own = self._noise(seeds, len(prompts), network.standardise.mean.shape, stream=PRIOR_STREAM)
         x_0 = self.prior.sample(
-            lambda x_t, t: network(x_t, t, prefix),
+            lambda x_t, t: network(x_t.to(self.dtype), t, prefix),
             next(own) if x_T is None else x_T,
             own if noise is None else noise,
             steps=steps,
@@ -156,7 +157,7 @@ class Pipeline:
         height, width = self.clip.image_size
         assert height == width, "CLIP's image is square"
         prepared = torch.stack([ClipPixels(size=width)(image.convert("RGB")) for image in images])
-        return self.clip.encode_image(prepared.to(self.device))
+        return self.clip.encode_image(prepared.to(self.device, self.dtype)).float()
 
     @torch.inference_mode()
     def embedding_to_latent(
@@ -181,10 +182,10 @@ class Pipeline:
             nothing = [repeat(x[-1:], "1 ... -> b ...", b=b) for x in (text.tokens, text.emb)]
             tokens, emb = torch.cat([tokens, nothing[0]]), torch.cat([emb, nothing[1]])
             image_emb = torch.cat([image_emb, self.clip.null_image().expand(b, -1)])
-        context = network.context(image_emb, tokens, emb)
+        context = network.context(image_emb.to(self.dtype), tokens, emb)
         own = self._noise(seeds, b, self._latent_shape(size))
         z = self.decoder.sample(
-            lambda x_t, t: network(x_t, t, context),
+            lambda x_t, t: network(x_t.to(self.dtype), t, context),
             next(own) if x_T is None else x_T,
             own if noise is None else noise,
             steps=steps,
@@ -196,11 +197,11 @@ class Pipeline:
     @torch.inference_mode()
     def latent_to_image(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hp wp"]:
         """Latents to pixels in [-1, 1]."""
-        return self.movq.decode(z).clamp(-1, 1)
+        return self.movq.decode(z.to(self.dtype)).float().clamp(-1, 1)
 
     @torch.inference_mode()
     def image_to_latent(self, pixels: Float[Tensor, "b 3 hp wp"]) -> Float[Tensor, "b c h w"]:
-        return self.movq.encode(pixels)
+        return self.movq.encode(pixels.to(self.dtype)).float()
 
     def _draw(
         self, image_emb: Tensor, prompts: Sequence[str], *, size: tuple[int, int] | None = None, **options: Any
@@ -221,6 +222,7 @@ class Pipeline:
         seeds = range(n) if seeds is None else seeds
         if len(seeds) != n:
             raise ValueError(f"{len(seeds)} seeds for {n} images; give one for each")
+        check_seeds(seeds)
         return seeds
 
     def _noise(self, seeds: Sequence[int] | None, n: int, shape: Sequence[int], stream: int = 0) -> PerImageNoise:

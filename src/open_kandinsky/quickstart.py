@@ -63,11 +63,11 @@ def quickstart(cfg: DictConfig) -> Path:
     parts = Parts(out)
 
     def drawn(folder: Path) -> None:
-        write_shapes(folder, world=toy_world(size=cfg.size), seed=cfg.seed, **cfg.shapes)
+        write_shapes(folder, world=toy_world(size=cfg.dims.image_size), seed=cfg.seed, **cfg.shapes)
 
     def encoded(split: str) -> Callable[[Path], object]:
         paths = {"urls": out / "shapes" / split, "clip": out / "clip", "movq": out / "movq"}
-        sizes = [f"image_size={cfg.size}", "batch_size=256", "max_bad_share=0"]
+        sizes = ["dims=toy", "batch_size=256", "max_bad_share=0"]
         return lambda folder: precompute(configuration.compose("precompute", given({**paths, "out": folder}) + sizes))
 
     def trained(overrides: Sequence[str]) -> Callable[[Path], object]:

@@ -72,6 +72,7 @@ class CachedData(LightningDataModule):
 
     @cached_property
     def val_table(self) -> Table:
+        assert self.val_path is not None, "asked for by val_dataloader only"
         return read_table(self.val_path, self.fields, None)
 
     def statistics(self, field: str) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:

@@ -1,5 +1,6 @@
 """A cache on disk: a folder of safetensors shards, a manifest, statistics, and the conditions of nothing."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -26,9 +27,12 @@ def written_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(part)
+        part.chmod(0o644)  # safetensors lets nobody else read
         synced(part)
         part.replace(path)
         synced(path.parent)
+    except SafetensorError as error:  # a full disk is one too
+        raise OSError(errno.EIO, str(error), str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -119,7 +119,7 @@ def spread(units: list[list[int]], captions: Sequence[str], draws: torch.Generat
     for start, copies in zip(starts, alike.values(), strict=True):
         for turn, at in enumerate(copies):
             times[at] = (turn + start) / len(copies)
-    return [units[at] for at in sorted(range(len(units)), key=times.__getitem__)]
+    return [units[at] for at in sorted(range(len(units)), key=lambda at: times[at])]
 
 
 def generator(seed: int, epoch: int) -> torch.Generator:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from PIL import Image
 from webdataset.gopen import gopen
@@ -137,11 +137,12 @@ def whole(raw: Raw) -> bool:
 
 def tar_members(url: str) -> Iterator[tuple[str, str, bytes]]:
     """Key, extension and bytes of each member that belongs to a sample. Raises one of TAR_ERRORS at a cut."""
-    with closing(gopen(url, "rb")) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+    with closing(gopen(url, "rb")) as stream, tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|*") as archive:
         while (member := archive.next()) is not None:
             path, extension = base_plus_ext(member.name)
-            if member.isreg() and path is not None and extension.lower() in IMAGES + TEXTS:
-                yield f"{stem(url)}/{path}", extension.lower(), archive.extractfile(member).read()
+            kind = (extension or "").lower()
+            if path is not None and kind in IMAGES + TEXTS and (content := archive.extractfile(member)) is not None:
+                yield f"{stem(url)}/{path}", kind, content.read()
             archive.members = []  # tarfile keeps every header it has met
         check_end(archive)
 

@@ -65,18 +65,18 @@ def plms(denoise: Denoise, x_T: Float[Tensor, "b ..."], grid: Grid, noise: Noise
             combined = (eps + eps_from_x_0(ahead, denoise(ahead, t_next).x_0, at_next)) / 2
         else:
             weights = ADAMS_BASHFORTH[len(history) - 1]
-            combined = sum(w * e for w, e in zip(weights, history, strict=True))
+            combined = torch.stack([w * e for w, e in zip(weights, history, strict=True)]).sum(0)
         x_t = diffuse(x_0_from_eps(x_t, combined, alpha_bar), combined, alpha_bar_next)
     return x_t
 
 
 def dpmpp_2m(denoise: Denoise, x_T: Float[Tensor, "b ..."], grid: Grid, noise: Noise) -> Float[Tensor, "b ..."]:
     """DPM-Solver++(2M): second order in the log signal-to-noise ratio, a call a step (Lu et al. 2022, algorithm 2)."""
-    x_t, x_0_last, h_last = x_T, None, None
+    x_t, x_0_last, h_last = x_T, x_T, None
     for t, alpha_bar, alpha_bar_next in _walk(grid, x_t):
         x_0 = denoise(x_t, t).x_0
         h = _half_log_snr(alpha_bar_next) - _half_log_snr(alpha_bar)
-        if x_0_last is None or not bool(h.isfinite().all()):  # the step to clean has infinite length: its limit is x_0
+        if h_last is None or not bool(h.isfinite().all()):  # the step to clean has infinite length: its limit is x_0
             d = x_0
         else:
             d = x_0 + over(h / (2 * h_last), x_t) * (x_0 - x_0_last)

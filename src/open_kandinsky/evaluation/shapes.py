@@ -74,32 +74,31 @@ class ShapesProtocol:
 
     def __call__(self, pipes: Mapping[str, Pipeline]) -> Scored:
         judges = {name: Judge(pipe, self.world, batch_size=self.batch_size) for name, pipe in pipes.items()}
-        own, seen = next(iter(judges.values())), self.examples["seen"]
-        drawn = {
-            (name, split): judge.draw(self.examples[split].captions, f"{name} prior, {split} captions")
-            for name, judge in judges.items()
-            for split in SPLITS
-        }
+        drawn = {name: self.draw(judge, name, SPLITS[:2]) for name, judge in judges.items()}
+        name, own = next(iter(judges.items()))
+        seen, first = self.examples["seen"], drawn[name] | self.draw(own, name, SPLITS[2:])
         unguided = own.draw(seen.captions, "no guidance, seen captions", scale=1.0)
-        first = drawn[next(iter(judges)), "seen"]
         metrics = {
-            "accuracy": {s: own.accuracy(drawn[next(iter(judges)), s].pixels, self.examples[s].scenes) for s in SPLITS},
+            "accuracy": {split: own.accuracy(first[split].pixels, self.examples[split].scenes) for split in SPLITS},
             "accuracy_no_guidance": own.accuracy(unguided.pixels, seen.scenes),
-            "priors": {name: self.of_prior(judge, drawn, name) for name, judge in judges.items()},
+            "priors": {name: self.of_prior(judge, drawn[name]) for name, judge in judges.items()},
             "text_cosine_to_image": own.text_cosine(seen),
             **self.of_autoencoder(own),
         }
-        pictures = to_images(first.pixels)
-        digest = hashlib.sha256(to_uint8(first.pixels).numpy().tobytes()).hexdigest()
-        return Scored(metrics, pictures, seen.captions, own.right(first.pixels, seen.scenes), digest)
+        pixels = first["seen"].pixels
+        digest = hashlib.sha256(to_uint8(pixels).numpy().tobytes()).hexdigest()
+        return Scored(metrics, to_images(pixels), seen.captions, own.right(pixels, seen.scenes), digest)
 
-    def of_prior(self, judge: "Judge", drawn: Mapping[tuple[str, str], "Drawn"], name: str) -> dict[str, float]:
+    def draw(self, judge: "Judge", name: str, splits: Sequence[str]) -> dict[str, "Drawn"]:
+        return {split: judge.draw(self.examples[split].captions, f"{name} prior, {split} captions") for split in splits}
+
+    def of_prior(self, judge: "Judge", drawn: Mapping[str, "Drawn"]) -> dict[str, float]:
         """One row of the table of priors."""
-        accuracy = {s: judge.accuracy(drawn[name, s].pixels, self.examples[s].scenes) for s in SPLITS}
+        accuracy = {split: judge.accuracy(d.pixels, self.examples[split].scenes) for split, d in drawn.items()}
         row = {f"accuracy_{split}": figures["all"] for split, figures in accuracy.items()}
         row |= {f"accuracy_{split}_se": figures["all_se"] for split, figures in accuracy.items()}
         parameters = sum(p.numel() for p in judge.pipe.prior.network.parameters())
-        return row | judge.against(drawn[name, "seen"], self.examples["seen"]) | {"parameters": parameters}
+        return row | judge.against(drawn["seen"], self.examples["seen"]) | {"parameters": parameters}
 
     def of_autoencoder(self, judge: "Judge") -> dict[str, Any]:
         """What the oracle reads in real pictures and in their reconstructions, and how near these are."""

@@ -12,8 +12,8 @@ GROUPS = 32  # of every GroupNorm in Kandinsky: widths are its multiples
 
 def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     """Start at 0, so that a block starts as its skip."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
 
 

@@ -28,8 +28,10 @@ class Clip(nn.Module):
 
     def __init__(self, *, dim: int, vision: Mapping[str, Any], text: Mapping[str, Any], quick_gelu: bool) -> None:
         super().__init__()
-        self.model = open_clip.CLIP(dim, dict(vision), dict(text), quick_gelu=quick_gelu)
-        self.tokenizer = SimpleTokenizer(context_length=text["context_length"])
+        towers: Any = (dict(vision), dict(text))  # open_clip makes its own dataclasses of them
+        self.model: Any = open_clip.CLIP(dim, *towers, quick_gelu=quick_gelu)
+        self.length: int = text["context_length"]
+        self.tokenizer = SimpleTokenizer(context_length=self.length)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -39,7 +41,7 @@ class Clip(nn.Module):
 
     def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "b n"]:
         """Start, words, end, zeros. A caption that is too long loses its tail, keeps its end, and is warned of."""
-        room = self.tokenizer.context_length - 2
+        room = self.length - 2
         for caption in captions:
             if len(caption) > room and len(self.tokenizer.encode(caption)) > room:  # a token has one letter at least
                 warnings.warn(f"longer than {room} tokens, its end is not read: {caption!r}", stacklevel=2)
@@ -54,7 +56,7 @@ class Clip(nn.Module):
     def encode_tokens(self, token: Int[Tensor, "b n"]) -> Text:
         model = self.model
         x = model.token_embedding(token) + model.positional_embedding
-        tokens = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
+        tokens = model.ln_final(model.transformer(x, attn_mask=model.attn_mask.to(x.dtype)))
         end = token.argmax(dim=1)  # the end-of-text token has the greatest number
         emb = tokens[torch.arange(len(token)), end] @ model.text_projection
         position = torch.arange(token.shape[1], device=token.device)

@@ -25,7 +25,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
 
     def forward(self, t: Int[Tensor, "b"]) -> Float[Tensor, "b emb"]:
-        return self.mlp(sinusoid(t, self.width).to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoid(t, self.width).to(next(self.parameters()).dtype))
 
 
 class Standardise(nn.Module):

@@ -1,6 +1,6 @@
 """MoVQ, the autoencoder: VQGAN's encoder and codebook, and a decoder normed by the latent it decodes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,18 +21,31 @@ class Reconstruction(NamedTuple):
     codebook_loss: Float[Tensor, ""]
 
 
-def _level(c_in: int, c_out: int, *, blocks: int, attend: bool, norm: Norm) -> nn.ModuleList:
-    level = nn.ModuleList()
+class Level(nn.Module):
+    """Blocks of one resolution, in turn; the decoder's are also given z."""
+
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, h: Float[Tensor, "b c h w"], *z: Tensor) -> Float[Tensor, "b c_out h w"]:
+        for block in self.blocks:
+            h = block(h, *z)
+        return h
+
+
+def _level(c_in: int, c_out: int, *, blocks: int, attend: bool, norm: Norm) -> Level:
+    made: list[nn.Module] = []
     for c in [c_in] + [c_out] * (blocks - 1):
-        level.append(ConvBlock(channels_in=c, channels_out=c_out, norm=norm))
+        made.append(ConvBlock(channels_in=c, channels_out=c_out, norm=norm))
         if attend:
-            level.append(PixelAttention(channels=c_out, norm=norm))
-    return level
+            made.append(PixelAttention(channels=c_out, norm=norm))
+    return Level(made)
 
 
-def _middle(c: int, norm: Norm) -> nn.ModuleList:
+def _middle(c: int, norm: Norm) -> Level:
     block = partial(ConvBlock, channels_in=c, channels_out=c, norm=norm)
-    return nn.ModuleList([block(), PixelAttention(channels=c, norm=norm), block()])
+    return Level([block(), PixelAttention(channels=c, norm=norm), block()])
 
 
 class Encoder(nn.Module):
@@ -63,12 +76,8 @@ class Encoder(nn.Module):
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c zh zw"]:
         h = self.conv_in(pixels)
         for i, level in enumerate(self.levels):
-            h = h if i == 0 else self.halving[i - 1](h)
-            for block in level:
-                h = block(h)
-        for block in self.middle:
-            h = block(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+            h = level(h if i == 0 else self.halving[i - 1](h))
+        return self.conv_out(F.silu(self.norm_out(self.middle(h))))
 
 
 class Decoder(nn.Module):
@@ -98,13 +107,9 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, h: Float[Tensor, "b c zh zw"], z: Float[Tensor, "b c zh zw"]) -> Float[Tensor, "b 3 h w"]:
-        h = self.conv_in(h)
-        for block in self.middle:
-            h = block(h, z)
+        h = self.middle(self.conv_in(h), z)
         for i, level in enumerate(self.levels):
-            h = h if i == 0 else self.doubling[i - 1](h)
-            for block in level:
-                h = block(h, z)
+            h = level(h if i == 0 else self.doubling[i - 1](h), z)
         return self.conv_out(F.silu(self.norm_out(h, z)))
 
 

@@ -99,7 +99,7 @@ class UNet(nn.Module):
     def attentions(self) -> Iterator[ContextAttention]:
         """In the order in which `forward` meets them."""
         for block in [*self.down, *self.middle, *self.up]:
-            if block.attention is not None:
+            if isinstance(block.attention, ContextAttention):
                 yield block.attention
 
     def context(

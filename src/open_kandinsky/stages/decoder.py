@@ -1,6 +1,6 @@
 """Stage 3, the decoder: from an image's CLIP embedding and the caption to the picture's MoVQ latent."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,8 @@ from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, step
 
 class DecoderStage(LightningModule):
     """Trains the U-Net on latents; `beside` makes it text-to-image or inpainting."""
+
+    alpha_bar: Tensor
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class DecoderStage(LightningModule):
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
 
     def setup(self, stage: str) -> None:
-        data: Any = self.trainer.datamodule
+        data = cast(Any, self.trainer).datamodule
         if self.standardise:
             self.network.standardise.set(*data.statistics("z"))
         self.null.set(**data.null)

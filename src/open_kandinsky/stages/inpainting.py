@@ -1,12 +1,13 @@
 """What a decoder sees beside x_t: nothing, or for inpainting a part of the latent and where it is known."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Beside(Protocol):
     """The input's channels beside x_t, drawn anew for each training example's latent z."""
 

@@ -1,6 +1,6 @@
 """Stage 1, the autoencoder: MoVQ against a PatchGAN, by manual optimisation."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ class PixelLoss(nn.Module):
         if lpips > 0 and perceptual is None:
             raise ValueError(f"lpips={lpips} weighs a distance that is not there: set perceptual, or lpips=0")
         self.l1, self.l2, self.edges, self.lpips = l1, l2, edges, lpips
-        self.perceptual = [perceptual]  # in a list: frozen, so out of the state dict
+        self.perceptual: Any = [perceptual]  # in a list: frozen, so out of the state dict
 
     def forward(self, x: Float[Tensor, "b 3 h w"], y: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
         d = x - y
@@ -63,7 +63,7 @@ class MoVQStage(LightningModule):
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> None:
         pixels = batch["pixels"]
-        autoencoder, adversary = self.optimizers()
+        autoencoder, adversary = cast(Any, self.optimizers())
         made = self.reconstruct(pixels)
         loss = self.pixel_loss(made.pixels, pixels) + made.codebook_loss
         fighting = self.global_step >= self.adversary_from
@@ -74,7 +74,7 @@ class MoVQStage(LightningModule):
         if fighting:
             self.discriminator.requires_grad_(True)
             self.fight(adversary, pixels, made.pixels.detach())
-        for schedule in self.lr_schedulers():
+        for schedule in cast(Any, self.lr_schedulers()):
             schedule.step()
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.watch_codes(made)

@@ -1,6 +1,6 @@
 """Stage 2, the prior: from a caption's CLIP embedding to its image's CLIP embedding."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ class PriorStage(LightningModule):
     The embeddings' statistics come with the data, and travel with the network.
     """
 
+    network: Any
+    alpha_bar: Tensor
+
     def __init__(
         self,
         *,
@@ -41,7 +44,7 @@ class PriorStage(LightningModule):
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
 
     def setup(self, stage: str) -> None:
-        data: Any = self.trainer.datamodule
+        data = cast(Any, self.trainer).datamodule
         self.network.standardise.set(*data.statistics("image_emb"))
         self.null.set(**data.null)
 

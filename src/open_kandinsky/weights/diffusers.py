@@ -164,13 +164,13 @@ def _levels(
     for i, attends in enumerate(attend):
         stride = 2 if attends else 1
         for n in range(blocks):
-            rules += under(f"{ours}.{i}.{stride * n}", f"{theirs}.{i}.resnets.{n}", block)
+            rules += under(f"{ours}.{i}.blocks.{stride * n}", f"{theirs}.{i}.resnets.{n}", block)
             if attends:
-                rules += under(f"{ours}.{i}.{stride * n + 1}", f"{theirs}.{i}.attentions.{n}", attention)
+                rules += under(f"{ours}.{i}.blocks.{stride * n + 1}", f"{theirs}.{i}.attentions.{n}", attention)
     return rules
 
 
 def _movq_middle(side: str, block: list[Rule], attention: list[Rule]) -> list[Rule]:
-    ours, theirs = f"{side}.middle", f"{side}.mid_block"
+    ours, theirs = f"{side}.middle.blocks", f"{side}.mid_block"
     first, last = (under(f"{ours}.{2 * n}", f"{theirs}.resnets.{n}", block) for n in (0, 1))
     return first + last + under(f"{ours}.1", f"{theirs}.attentions.0", attention)

@@ -1,5 +1,6 @@
 """Weights on disk: safetensors, written whole or not at all."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Mapping
@@ -13,12 +14,18 @@ WEIGHTS = "weights.safetensors"
 
 
 def write(path: Path, state: Mapping[str, Tensor]) -> None:
-    """To a temporary name in the same folder, fsynced and renamed: `path` is complete or absent."""
+    """To another name beside it, fsynced and renamed: `path` is complete or as it was. OSError names it."""
     partial = path.with_name(f".{path.name}.partial")
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial)
-    with open(partial, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial)
+        partial.chmod(0o644)  # safetensors lets nobody else read
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except SafetensorError as error:  # a full disk is one too
+        raise OSError(errno.EIO, str(error), str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Tensor]:

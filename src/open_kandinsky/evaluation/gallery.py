@@ -1,0 +1,109 @@
+"""A folder of pictures that one request decides: numbered PNGs, begun and gone on with, never written over."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from open_kandinsky.evaluation.figures import samples_png
+from open_kandinsky.evaluation.files import write_whole
+
+REQUEST, MANIFEST, SHEET = "request.json", "manifest.jsonl", "sheet.png"
+SHOWN, COLUMNS, THUMBNAIL = 64, 8, 256  # on the sheet: pictures, pictures a row, pixels a side at most
+TEXTS = {"prompt", "negative_prompt", "mode", "sampler"}  # parameters that are texts; the others are written as JSON
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture asked for: its number, what it shows, and its seed."""
+
+    index: int
+    prompt: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.index:05d}.png"
+
+
+class Gallery:
+    """ValueError where the folder holds another request's pictures, or anything else. Nothing is written before `add`.
+
+    The request is written down with the first pictures, so that a mistake found while drawing leaves no folder.
+    """
+
+    def __init__(self, folder: Path, request: Mapping[str, Any], pictures: Sequence[Picture]) -> None:
+        self.folder, self.pictures = folder, pictures
+        self.request: dict[str, Any] = json.loads(json.dumps(request))
+        begun = folder / REQUEST
+        if begun.is_file():
+            refuse_another(folder, json.loads(begun.read_text(encoding="utf-8")), self.request)
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"out={folder} is not empty and holds no pictures of ours: choose another folder")
+
+    def missing(self) -> list[Picture]:
+        return [picture for picture in self.pictures if not (self.folder / picture.name).is_file()]
+
+    def add(self, pictures: Sequence[Picture], images: Sequence[Image.Image], parameters: Mapping[str, Any]) -> None:
+        """Each picture whole or not at all, with what it was made by in its text."""
+        if not (self.folder / REQUEST).is_file():
+            write_whole(self.folder / REQUEST, json.dumps(self.request, indent=1, ensure_ascii=False).encode())
+        shared = {name: value for name, value in self.request.items() if name not in ("pictures", "images_sha256")}
+        for picture, image in zip(pictures, images, strict=True):
+            mine = {"prompt": picture.prompt, "seed": picture.seed, **shared, **parameters}
+            write_whole(self.folder / picture.name, png(image, mine))
+
+    def finish(self) -> None:
+        """The sheet of the first pictures, and last the manifest: a line a picture, from the pictures' own texts."""
+        first = [picture for picture in self.pictures[:SHOWN]]
+        samples_png(
+            self.folder / SHEET,
+            [thumbnail(self.folder / picture.name) for picture in first],
+            [picture.prompt or "(no prompt)" for picture in first],
+            columns=min(COLUMNS, len(first)),
+        )
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines()]
+        write_whole(self.folder / MANIFEST, "".join(lines).encode())
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        for picture in self.pictures:
+            data = (self.folder / picture.name).read_bytes()
+            yield {"file": picture.name, "sha256": hashlib.sha256(data).hexdigest(), **read_parameters(data)}
+
+
+def refuse_another(folder: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
+    differing = [name for name in begun | wanted if begun.get(name) != wanted.get(name)]
+    if differing:
+        raise ValueError(
+            f"out={folder} was begun by another request, which differs in {', '.join(differing)}: choose another "
+            f"folder, or repeat that request to go on with it ({folder / REQUEST} says what it was)"
+        )
+
+
+def png(image: Image.Image, parameters: Mapping[str, Any]) -> bytes:
+    text, data = PngInfo(), io.BytesIO()
+    for name, value in parameters.items():
+        text.add_text(name, value if name in TEXTS else json.dumps(value))
+    image.save(data, format="png", pnginfo=text)
+    return data.getvalue()
+
+
+def read_parameters(data: bytes) -> dict[str, Any]:
+    """What `png` wrote beside the picture."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        image.load()
+        text = {str(name): str(value) for name, value in image.info.items()}
+    return {name: value if name in TEXTS else json.loads(value) for name, value in text.items()}
+
+
+def thumbnail(path: Path) -> Image.Image:
+    with Image.open(path, formats=["PNG"]) as image:
+        image.load()
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        return image.convert("RGB")

@@ -1,0 +1,59 @@
+"""The whole system at a size that a test can afford, from conf/: networks of a few layers, pictures of 32 pixels."""
+
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+
+from open_kandinsky import configuration
+from open_kandinsky.weights import store
+
+DIMS = ["dims.clip=32", "dims.clip_text_width=32", "dims.context=32"]
+SMALL = {
+    "clip": [
+        "stage.network.vision={image_size: 32, layers: 1, width: 32, head_width: 16, patch_size: 8}",
+        "stage.network.text.layers=1",
+        "stage.network.text.heads=2",
+        "data.batch_size=8",
+    ],
+    "movq": ["stage.network.codes=32", "stage.discriminator.channels=8", "data.batch_size=4"],
+    "prior": ["stage.network.width=32", "stage.network.layers=1", "stage.network.heads=2", "data.batch_size=8"],
+    "decoder": ["stage.network.channels=32", "stage.network.head_channels=16", "stage.network.emb=64"]
+    + ["data.batch_size=4", "sampling.steps=3"],
+}
+SMALL["prior_linear"] = ["network/prior=linear", "data.batch_size=8"]
+SMALL["prior_residual"] = ["network/prior=residual", "stage.network.blocks=2", "data.batch_size=8"]
+SMALL["prior_none"] = ["network/prior=none", "data.batch_size=8"]
+SILENT = ["~callbacks.progress", "+trainer.enable_progress_bar=false"]
+PARTS = ("clip", "movq", "prior", "decoder")
+
+
+def overrides(part, root, *more):
+    """What is typed after `open-kandinsky train` for a tiny training of `part` in the folder `root`."""
+    experiment = f"experiment={part.partition('_')[0]}_toy"
+    chosen = [m for m in more if m.startswith(("experiment=", "run_dir="))]
+    paths = [f"root='{root}'"] + ([] if any(m.startswith("run_dir=") for m in chosen) else [f"run_dir='{root}/{part}'"])
+    return [experiment, *DIMS, *SMALL[part], "trainer.max_steps=4", *SILENT, *paths, *more]
+
+
+def config(part, root="runs", *more):
+    return configuration.compose("train", overrides(part, root, *more))
+
+
+def stage(part, *more, seed=0):
+    torch.manual_seed(seed)
+    return instantiate(config(part, "runs", *more).stage, _convert_="all")
+
+
+def untrained(part, root, *more):
+    """A stage's folder as a training leaves it, with weights that were drawn."""
+    folder = Path(root) / part
+    cfg = config(part, root, *more)
+    torch.manual_seed(0)
+    network = instantiate(cfg.stage, _convert_="all").network
+    for parameter in network.parameters():
+        if not parameter.any():  # what begins at zero would hide what a network depends on
+            torch.nn.init.normal_(parameter, std=0.1)
+    configuration.save(cfg, folder / "config.yaml")
+    store.write(folder / store.WEIGHTS, network.state_dict())
+    return folder

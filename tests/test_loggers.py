@@ -1,0 +1,139 @@
+"""Each logger against the files that it writes. No account, no network: wandb is offline throughout."""
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from makers.system import config, overrides
+
+from open_kandinsky import configuration
+from open_kandinsky.failures import message
+from open_kandinsky.train import train
+
+ROOT = Path(__file__).parents[1]
+EACH = ["trainer.log_every_n_steps=1", "trainer.val_check_interval=2"]
+PREVIEW = ["callbacks=preview_movq", "callbacks.preview.every=2", "callbacks.preview.count=3"]
+
+
+@pytest.fixture
+def wandb_folders(tmp_path, monkeypatch):
+    """wandb keeps to this test's folder, and to itself."""
+    for name in ("DATA", "CACHE", "CONFIG", "ARTIFACT"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb's own"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_X_STATS_SAMPLING_INTERVAL", "0.1")
+    yield
+    import wandb
+
+    wandb.finish()
+
+
+def records(path):
+    """The records of a .wandb file: LevelDB's log format, blocks of 32 KiB, after a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, whole = Path(path).read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        _, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # a whole record, or its last piece
+            record = Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+def history(record):
+    """One row of history, nested keys joined by dots."""
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+
+
+def test_csv_needs_no_other_package(cached, tmp_path):
+    """As on a machine without wandb and tensorboard: importing them fails."""
+    given = overrides("prior", cached, f"run_dir='{tmp_path / 'run'}'", "logger=csv", *EACH)
+    program = (
+        "import sys\nfor name in ('wandb', 'tensorboard'): sys.modules[name] = None\n"
+        "from open_kandinsky import configuration\nfrom open_kandinsky.train import train\n"
+        "train(configuration.compose('train', sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, *given]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")})
+    assert done.returncode == 0, done.stderr
+    assert "train/loss" in (tmp_path / "run" / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("package", ["wandb", "tensorboard"])
+def test_a_package_that_is_not_there_is_named_in_one_line(cached, tmp_path, monkeypatch, package):
+    monkeypatch.setattr("open_kandinsky.callbacks.loggers.find_spec", lambda name: None)
+    with pytest.raises(Exception) as refusal:
+        train(config("prior", cached, f"run_dir='{tmp_path / 'run'}'", f"logger={package}"))
+    assert message(refusal.value) == f"logger={package} needs: pip install open-kandinsky[{package}]"
+
+
+def test_tensorboard_has_losses_and_pictures(cached, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(config("movq", cached, f"run_dir='{tmp_path / 'run'}'", "logger=tensorboard", *EACH, *PREVIEW))
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2, 3]
+    assert [event.step for event in events.Images("preview")] == [2, 4]
+    assert (events.Images("preview")[0].width, events.Images("preview")[0].height) == (3 * 34 + 2, 2 * 34 + 2)
+
+
+@pytest.mark.usefixtures("wandb_folders")
+class TestWandb:
+    @pytest.fixture
+    def run(self, cached, tmp_path):
+        """A run's folder, and what wandb wrote of it, by kind."""
+        import wandb
+
+        def run(part, folder, *more):
+            chosen = [f"run_dir='{tmp_path / folder}'", "logger=wandb", "logger.offline=true"]
+            cfg = config(part, cached, *chosen, *EACH, *more)
+            train(cfg)
+            wandb.finish()
+            (log,) = (tmp_path / folder / "wandb").glob("offline-run-*/*.wandb")
+            kinds = {}
+            for record in records(log):
+                kinds.setdefault(record.WhichOneof("record_type"), []).append(record)
+            return cfg, log.parent, kinds
+
+        return run
+
+    def test_losses_config_and_system_figures(self, run):
+        cfg, _, kinds = run("prior", "run")
+        rows = [history(record) for record in kinds["history"]]
+        assert len([row for row in rows if "train/loss" in row]) == 4
+        assert any("val/cosine_prior" in row for row in rows)
+        update = [item for record in kinds["config"] for item in record.config.update]
+        logged = {item.key: json.loads(item.value_json) for item in update if item.key}
+        assert {name: logged[name] for name in ("stage", "dims", "seed")} == {
+            name: value for name, value in configuration.plain(cfg).items() if name in ("stage", "dims", "seed")
+        }
+        figures = {item.key for record in kinds["stats"] for item in record.stats.item}
+        assert any("cpu" in name for name in figures) and any("memory" in name for name in figures)
+
+    def test_a_table_of_captions_and_pictures(self, run):
+        _, folder, kinds = run("movq", "run", *PREVIEW)
+        captions = (folder.parents[1] / "previews" / "captions.txt").read_text().splitlines()
+        tables = [json.loads(path.read_text()) for path in folder.glob("files/media/table/preview/*.json")]
+        assert len(tables) == 2
+        for table in tables:
+            assert table["columns"] == ["caption", "given", "made"]
+            assert [row[0] for row in table["data"]] == captions and len(captions) == 3
+        held = [entry.path for record in kinds["artifact"] for entry in record.artifact.manifest.contents]
+        assert len([path for path in held if path.endswith(".png")]) >= 6
+        assert len(list(folder.glob("files/media/images/preview/*.png"))) == 2  # the grid, a step of the slider each
+
+    def test_a_second_run_in_one_process_is_a_run_of_its_own(self, run):
+        one, other = run("prior", "one")[1], run("prior", "other")[1]
+        assert one.name != other.name and one.parents[1] != other.parents[1]

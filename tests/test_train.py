@@ -1,0 +1,153 @@
+"""The verb train: what a run leaves, what it refuses, and that a run that was killed ends as one that was not."""
+
+import csv
+
+import pytest
+import torch
+from lightning import Callback
+from makers.system import config
+from safetensors.torch import load_file
+
+from open_kandinsky import train as verb
+from open_kandinsky.failures import message
+from open_kandinsky.train import train
+
+ROOTS = {"clip": "shapes", "movq": "shapes", "prior": "cached", "prior_linear": "cached", "decoder": "cached"}
+LEFT = {"config.yaml", "weights.safetensors", "hparams.yaml"}  # the last is the logger's, and empty
+LATE = {"movq": ["stage.quantise_from=3", "stage.adversary_from=5"]}
+
+
+@pytest.fixture
+def run(request, tmp_path):
+    """Trains a part for some steps into a folder of this test."""
+
+    def run(part, steps, folder, *more):
+        root = request.getfixturevalue(ROOTS[part])
+        none = "data.val_urls=null" if ROOTS[part] == "shapes" else "data.val_path=null"
+        length = [f"trainer.max_steps={steps}", f"run_dir='{tmp_path / folder}'", "trainer.log_every_n_steps=1"]
+        return train(config(part, root, *length, none, *LATE.get(part, []), *more))
+
+    return run
+
+
+def state(folder, name="checkpoints/last.ckpt"):
+    return torch.load(folder / name, weights_only=True)
+
+
+def curve(folder):
+    rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+    return [(int(row["step"]), row["train/loss"]) for row in rows if row["train/loss"]]
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The keys of every batch, in order."""
+    keys = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, stage, batch, at):
+            keys.append(tuple(batch["key"]))
+
+    trainer = verb.Trainer
+    original = trainer.__init__
+    monkeypatch.setattr(
+        trainer, "__init__", lambda self, *a, callbacks, **k: original(self, *a, callbacks=[*callbacks, Watch()], **k)
+    )
+    return keys
+
+
+def test_what_a_run_leaves(run):
+    folder = run("prior", 4, "a")
+    assert {p.name for p in folder.iterdir()} == LEFT | {"metrics.csv", "checkpoints"}
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last.ckpt"}
+    kept, weights = state(folder), load_file(folder / "weights.safetensors")
+    average = kept["callbacks"]["EMA"]["average"]
+    assert kept["global_step"] == 4 and len(average) == len(weights) - 2, "all but the two statistics"
+    for name, value in average.items():
+        assert torch.equal(weights[name], value), name
+    assert not torch.equal(weights["out.weight"], kept["state_dict"]["network.out.weight"])
+    assert [step for step, _ in curve(folder)] == [0, 1, 2, 3]
+
+
+def test_a_run_is_not_overwritten(run):
+    folder = run("prior_linear", 2, "a")
+    before = (folder / "weights.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="a is not empty.*choose another, or go on.* resume=.*last.ckpt"):
+        run("prior_linear", 2, "a")
+    assert (folder / "weights.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("part", ["clip", "movq", "prior", "decoder"])
+def test_killed_and_resumed_is_uninterrupted(run, seen, part):
+    """To the bit: weights, their average, optimiser, the curve, and the samples of each step."""
+    whole = run(part, 8, "whole", "stage.lr_schedule.warmup=2")
+    every, seen[:] = list(seen), []
+    half = run(part, 4, "half", "stage.lr_schedule.warmup=2", *steady(part, 8))
+    resume = f"resume='{half}/checkpoints/last.ckpt'"
+    run(part, 8, "half", "stage.lr_schedule.warmup=2", resume)
+    assert seen == every
+    assert curve(half) == curve(whole) and len(curve(whole)) == 8
+    one, other = load_file(whole / "weights.safetensors"), load_file(half / "weights.safetensors")
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    torch.testing.assert_close(state(half)["callbacks"]["EMA"], state(whole)["callbacks"]["EMA"], rtol=0, atol=0)
+    for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        torch.testing.assert_close(state(half)[name], state(whole)[name], rtol=0, atol=0)
+
+
+def steady(part, steps):
+    """The schedule of the whole run, for the half that is cut."""
+    return [f"stage.lr_schedule.steps={steps}"]
+
+
+def test_a_run_killed_between_checkpoints_repeats_its_curve_once(run):
+    """Killed after step 5 with a checkpoint of step 4: rows of what is done again are not there twice."""
+    whole = run("prior", 8, "whole", "callbacks.checkpoint.every_n_train_steps=4")
+    folder = run("prior", 6, "a", "callbacks.checkpoint.every_n_train_steps=4", *steady("prior", 8))
+    assert state(folder)["global_step"] == 4 and len(curve(folder)) == 6
+    run("prior", 8, "a", f"resume='{folder}/checkpoints/last.ckpt'")
+    assert curve(folder) == curve(whole)
+
+
+def test_validation_moves_nothing(run, cached):
+    """It draws noise of its own, the same each time."""
+    without = run("prior", 4, "a")
+    path = f"data.val_path='{cached}/cache/seen'"
+    folder = run("prior", 4, "b", path, "trainer.val_check_interval=1", "stage.optimizer.lr=0.0")
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    assert len({row["val/cosine_prior"] for row in rows if row["val/cosine_prior"]}) == 1
+    assert curve(run("prior", 4, "c", path, "trainer.val_check_interval=1")) == curve(without)
+
+
+def test_no_prior_has_nothing_to_train(cached, tmp_path):
+    folder = train(config("prior_none", cached, f"run_dir='{tmp_path}/none'"))
+    assert {p.name for p in folder.iterdir()} == LEFT
+
+
+REFUSED = {
+    "trainer.devices=99": "trainer.devices=99 .*this machine has .*lower trainer.devices",
+    "trainer.max_steps=-1": "trainer.max_steps=-1: say how long",
+    "resume=nowhere/last.ckpt": "resume=nowhere/last.ckpt is no file",
+}
+
+
+@pytest.mark.parametrize("typed", REFUSED)
+def test_what_cannot_be_is_refused_before_a_folder_is_made(cached, tmp_path, typed):
+    with pytest.raises(ValueError, match=REFUSED[typed]) as refusal:
+        train(config("prior", cached, f"run_dir='{tmp_path}/a'", typed))
+    assert message(refusal.value)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_checkpoint_that_is_none_is_refused_and_the_curve_stays(run):
+    folder = run("prior", 2, "a")
+    before = curve(folder)
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"half of one")
+    with pytest.raises(ValueError, match="last.ckpt: not a whole checkpoint") as refusal:
+        run("prior", 4, "a", f"resume='{folder}/checkpoints/last.ckpt'")
+    assert message(refusal.value) and curve(folder) == before
+
+
+def test_a_run_shows_our_lines_alone(run, capfd, recwarn):
+    run("prior", 2, "a")
+    assert capfd.readouterr().err == ""
+    assert [str(w.message) for w in recwarn if "lightning" in w.filename] == []
