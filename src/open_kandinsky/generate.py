@@ -33,7 +33,8 @@ SEEDS = 2**32
 DRAWING = ("size", "steps", "scale", "sampler")
 PRIOR = ("prior_steps", "prior_scale", "negative_prompt")
 
-Pictures, Options = Sequence[Picture], dict[str, Any]
+Pictures = Sequence[Picture]
+Options = dict[str, Any]
 Draw = Callable[[Pipeline, DictConfig, Pictures, Options], list[Image.Image]]
 
 

@@ -114,8 +114,8 @@ class Pipeline:
             raise ValueError(f"mix: {len(parts)} texts and images but {len(weights)} weights; give one weight for each")
         seeds = self._seeds(options.pop("seeds", None), n)
         embeddings = [
-            self.text_to_embedding([part] * n, seeds=seeds) if isinstance(part, str) else self.image_to_embedding([part])
-            for part in parts
+            self.text_to_embedding([p] * n, seeds=seeds) if isinstance(p, str) else self.image_to_embedding([p])
+            for p in parts
         ]
         image_emb = sum(w * e for w, e in zip(weights, embeddings, strict=True))
         assert isinstance(image_emb, Tensor)

@@ -29,15 +29,15 @@ from open_kandinsky.weights import store
 class Encoders:
     """The frozen networks whose answers are kept. `movq` may be absent: a prior needs no latents."""
 
-    def __init__(self, clip: Clip, movq: MoVQ | None, *, image_size: int) -> None:
-        self.clip, self.movq = clip, movq
+    def __init__(self, clip: Clip, movq: MoVQ | None, *, image_size: int, device: str) -> None:
+        self.clip, self.movq, self.device = clip, movq, device
         self.clip_pixels = ClipPixels(size=clip.image_size[0])
         self.pixels = Pixels(size=image_size)
 
     @torch.inference_mode()
     def columns(self, samples: tuple[Sample, ...]) -> dict[str, Tensor]:
         """One row a sample; text states in half precision."""
-        images = torch.stack([self.clip_pixels(sample.image) for sample in samples])
+        images = torch.stack([self.clip_pixels(sample.image) for sample in samples]).to(self.device)
         text = self.clip.encode_text([sample.caption for sample in samples])
         columns = {
             "image_emb": self.clip.encode_image(images),
@@ -46,7 +46,8 @@ class Encoders:
             "text_mask": text.mask,
         }
         if self.movq is not None:
-            columns["z"] = self.movq.encode(torch.stack([self.pixels(sample.image) for sample in samples]))
+            pixels = torch.stack([self.pixels(sample.image) for sample in samples]).to(self.device)
+            columns["z"] = self.movq.encode(pixels)
         return columns
 
     @torch.inference_mode()
@@ -61,11 +62,11 @@ def precompute(cfg: DictConfig) -> Path:
     """Run it; returns the folder. ValueError where the folder was made by other encoders."""
     out = Path(cfg.out)
     folders = {name: Path(cfg[name]) for name in ("clip", "movq") if cfg[name] is not None}
-    made: dict[str, Any] = {name: network(folder) for name, folder in folders.items()}
+    made: dict[str, Any] = {name: network(folder).to(cfg.device) for name, folder in folders.items()}
     facts = {"encoders": {name: store.sha256(folder / store.WEIGHTS) for name, folder in folders.items()}}
     facts |= {"image_size": cfg.image_size}
     cache_files.begin(out, facts)
-    encoders = Encoders(made["clip"], made.get("movq"), image_size=cfg.image_size)
+    encoders = Encoders(made["clip"], made.get("movq"), image_size=cfg.image_size, device=cfg.device)
     tally = Skipped(max_bad_share=cfg.max_bad_share)
     for url in tqdm(shard_urls(cfg.urls, allow_pipe=cfg.allow_pipe), desc="shards", unit="shard"):
         path = out / f"{Path(url).stem}.safetensors"

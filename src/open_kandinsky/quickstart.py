@@ -78,7 +78,7 @@ def quickstart(cfg: DictConfig) -> Path:
     for name, overrides in cfg.train.items():
         if name == "prior":
             for split in ("train", "seen"):
-                parts.do(f"cache/{split}", f"CLIP and MoVQ encode the {split} set, once for all that follows", encoded(split))
+                parts.do(f"cache/{split}", f"CLIP and MoVQ encode the {split} set, once for all", encoded(split))
         parts.do(str(name), PURPOSES[str(name)], trained(overrides))
 
     priors = [str(name) for name in cfg.train if "prior" in str(name)]

@@ -113,7 +113,8 @@ def spread(units: list[list[int]], captions: Sequence[str], draws: torch.Generat
     """Shuffled, with the units that open with one caption evenly spaced, so that copies seldom meet."""
     alike: dict[str, list[int]] = defaultdict(list)
     for at in torch.randperm(len(units), generator=draws).tolist():
-        alike[captions[units[at][0]]].append(at)
+        first: int = units[at][0]
+        alike[captions[first]].append(at)
     starts = torch.rand(len(alike), generator=draws, dtype=torch.float64).tolist()
     times = [0.0] * len(units)
     for start, copies in zip(starts, alike.values(), strict=True):

@@ -143,7 +143,7 @@ def tar_members(url: str) -> Iterator[tuple[str, str, bytes]]:
             kind = (extension or "").lower()
             if path is not None and kind in IMAGES + TEXTS and (content := archive.extractfile(member)) is not None:
                 yield f"{stem(url)}/{path}", kind, content.read()
-            archive.members = []  # tarfile keeps every header it has met
+            archive.members = []  # tarfile keeps every header it has met  # pyright: ignore[reportAttributeAccessIssue]
         check_end(archive)
 
 

@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Any, cast
 
 import torch
-import webdataset
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
+from webdataset.filters import shuffle
+from webdataset.pipeline import DataPipeline
+from webdataset.shardlists import SimpleShardList, split_by_worker
 
 from open_kandinsky.data.memory import Batch, Position
 from open_kandinsky.data.order import process
@@ -44,7 +47,7 @@ def rows_of(batch: Batch) -> list[Batch]:
 def shuffled(raws: Iterator[Raw], *, buffer: int, seed: str) -> Iterator[Raw]:
     """Through a buffer of undecoded samples: decoded ones would fill the memory. Each worker draws its own numbers."""
     worker = get_worker_info()
-    return webdataset.shuffle(buffer, initial=buffer, seed=f"{seed}/{worker.id if worker else 0}")(raws)
+    return shuffle(buffer, initial=buffer, seed=f"{seed}/{worker.id if worker else 0}")(raws)
 
 
 def every_nth(raws: Iterator[Raw], *, first: int, n: int) -> Iterator[Raw]:
@@ -60,11 +63,9 @@ class Reader:
     batch_size: int
     max_bad_share: float
 
-    def pipeline(self, shards: list[str], arrange: Arrange) -> webdataset.DataPipeline:
+    def pipeline(self, shards: list[str], arrange: Arrange) -> DataPipeline:
         """`arrange` shuffles or picks the undecoded samples."""
-        return webdataset.DataPipeline(
-            webdataset.SimpleShardList(shards), webdataset.split_by_worker, partial(self.batches, arrange=arrange)
-        )
+        return DataPipeline(SimpleShardList(shards), split_by_worker, partial(self.batches, arrange=arrange))
 
     def batches(self, shards: Iterable[dict[str, str]], *, arrange: Arrange) -> Iterator[Batch | Skipped]:
         tally = Skipped(max_bad_share=self.max_bad_share)
@@ -91,7 +92,7 @@ class TrainPlan:
         if len(self.shards) < process()[1]:
             raise ValueError(f"{len(self.shards)} shards for {process()[1]} processes: write more, smaller shards")
 
-    def pipeline(self, reader: Reader, epoch: int) -> webdataset.DataPipeline:
+    def pipeline(self, reader: Reader, epoch: int) -> DataPipeline:
         rank, processes = process()
         mine = random.Random(f"{self.seed}/{epoch}").sample(self.shards, len(self.shards))[rank::processes]
         arrange = partial(shuffled, buffer=self.buffer, seed=f"{self.seed}/{epoch}/{rank}")
@@ -123,7 +124,7 @@ class OncePlan:
     process: int
     processes: int
 
-    def pipeline(self, reader: Reader, epoch: int) -> webdataset.DataPipeline:
+    def pipeline(self, reader: Reader, epoch: int) -> DataPipeline:
         return reader.pipeline(self.shards, partial(every_nth, first=self.process, n=self.processes))
 
     def workers(self, wanted: int) -> int:
@@ -169,7 +170,7 @@ class StreamLoader:
 
     def workers_output(self, epoch: int) -> DataLoader:
         return DataLoader(
-            self.plan.pipeline(self.reader, epoch),
+            cast(Any, self.plan.pipeline(self.reader, epoch)),
             batch_size=None,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),

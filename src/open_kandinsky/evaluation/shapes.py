@@ -1,4 +1,4 @@
-"""The toy protocol: does a picture show what its caption says, by rule; and what each part of the system contributes."""
+"""The toy protocol: does a picture show what its caption says, by rule; and what does each part contribute."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -166,7 +166,7 @@ class Judge:
         return made, {name: float(value) for name, value in metric.compute().items()} | {"code_usage": usage}
 
     def against(self, drawn: Drawn, real: Examples) -> dict[str, float]:
-        """Drawn pictures against the real ones of the same captions, in the toy CLIP's features: never to be called FID."""
+        """Drawn pictures against real ones of the same captions, in the toy CLIP's features: never to be called FID."""
         seen = self.image_emb(drawn.pixels)
         true = self.image_emb(real.pixels)
         score = CLIPScore()
@@ -180,4 +180,3 @@ class Judge:
     def _batches(self, rows: range, what: str) -> Iterator[range]:
         for start in tqdm(range(0, len(rows), self.batch_size), desc=what, unit="batch"):
             yield rows[start : start + self.batch_size]
-

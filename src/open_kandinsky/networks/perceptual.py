@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class LPIPS(nn.Module):
-    """VGG features under learned weights, frozen. torchvision's VGG16 weights are fetched if they are not in its cache."""
+    """VGG features under learned weights, frozen. Fetches torchvision's VGG16 weights if they are not in its cache."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Priors: from a caption's CLIP states to its image's CLIP embedding. Four, behind one pair of calls:
 
-    prefix = prior.prefix(text_tokens, text_emb, text_mask)      what depends on the caption alone
-    x_0    = prior(x_t, t, prefix)                               standardised; `prior.standardise.inverse` to CLIP's space
+prefix = prior.prefix(text_tokens, text_emb, text_mask)      what depends on the caption alone
+x_0    = prior(x_t, t, prefix)                               standardised: `prior.standardise.inverse` undoes it
 """
 
 from typing import NamedTuple

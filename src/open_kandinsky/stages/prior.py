@@ -17,7 +17,7 @@ from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, step
 
 
 class PriorStage(LightningModule):
-    """Trains any of `networks.prior`: a prior that looks at neither x_t nor t is fitted by regression in the same words.
+    """Trains any of `networks.prior`: one that looks at neither x_t nor t is fitted by regression in the same words.
 
     The embeddings' statistics come with the data, and travel with the network.
     """
