@@ -38,7 +38,7 @@ def test_what_goes_together_is_dropped_together():
 def test_a_decoder_drops_text_by_half_and_the_image_by_a_tenth_independently():
     """Standard errors at 20,000 are at most 0.0036: 0.015 is four of them."""
     torch.manual_seed(0)
-    decoder = stage("decoder")
+    decoder = stage("decoder", "stage.drop_text=0.5", "stage.drop_image=0.1")
     assert (decoder.drop_text, decoder.drop_image) == (0.5, 0.1)
     decoder.null.set(image_emb=torch.zeros(1, 1), text_emb=torch.zeros(1, 1), text_tokens=torch.zeros(1, 1, 1))
     seen = []

@@ -1,5 +1,6 @@
 """Each stage, given one batch again and again, learns it; and its first losses are those that were written down."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_the_first_ten_losses(case):
     path = GOLDEN / f"losses_{case}.txt"
     plain = ["stage.optimizer._target_=torch.optim.SGD", "~stage.optimizer.betas", "stage.optimizer.lr=1e-2"]
     losses = train(case, 10, "stage.lr_schedule.warmup=10", *(plain if case == "movq_adversary" else []))
-    if not path.exists():
+    if os.environ.get("UPDATE_GOLDEN"):  # when numbers are meant to move; git shows by how much
         path.write_text("".join(f"{loss!r}\n" for loss in losses))
     expected = [float(line) for line in path.read_text().split()]
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected), rtol=1e-5, atol=0)
