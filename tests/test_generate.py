@@ -78,7 +78,9 @@ def test_a_prompt_in_any_script_comes_back(asked):
 
 
 def test_a_picture_is_its_seeds_in_any_batch(asked):
-    together, apart = generate(asked("count=3", out="a")), generate(asked("count=3", "batch_size=1", out="b"))
+    ddim = "sampler=ddim"  # from t = 501; at t = 999 an untrained network's x_0 is its eps, 25 times, rounding and all
+    together = generate(asked("count=3", ddim, out="a"))
+    apart = generate(asked("count=3", "batch_size=1", ddim, out="b"))
     for name in numbered(together):
         a, b = (np.asarray(Image.open(folder / name), dtype=int) for folder in (together, apart))
         assert abs(a - b).max() <= 1  # sums over a batch are rounded in another order
