@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -158,33 +159,37 @@ def test_a_disk_that_is_full_at_a_checkpoint(cached, tmp_path, monkeypatch):
     assert torch.load(kept / "last.ckpt", weights_only=True)["global_step"] == 1
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """No file may pass 4 kB: a write then fails as on a full disk, but for the error's number."""
+    """No file may pass 4 kB: a write then fails as on a full disk, but for the error's number.
+
+    For the write alone: pytest's own report may be going to a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
-def test_weights_that_cannot_be_written(tmp_path, small_files):
+def test_weights_that_cannot_be_written(tmp_path):
     from open_kandinsky.weights import store
 
     path = tmp_path / store.WEIGHTS
     store.write(path, {"a": torch.ones(3)})
-    small_files()
-    with pytest.raises(OSError) as stop:
+    with small_files(), pytest.raises(OSError) as stop:
         store.write(path, {"a": torch.zeros(10_000)})
     assert failures.message(stop.value).startswith(f"{path}: ")
     assert [p.name for p in tmp_path.iterdir()] == [store.WEIGHTS] and load_file(path)["a"].tolist() == [1, 1, 1]
 
 
-def test_a_shard_of_a_cache_that_cannot_be_written(tmp_path, small_files):
+def test_a_shard_of_a_cache_that_cannot_be_written(tmp_path):
     from open_kandinsky.data.cache_files import write_shard
 
-    small_files()
-    with pytest.raises(OSError) as stop:
+    with small_files(), pytest.raises(OSError) as stop:
         write_shard(tmp_path / "0.safetensors", {"a": torch.zeros(1, 10_000)}, ["k"], ["c"])
     assert failures.message(stop.value).startswith(f"{tmp_path}/0.safetensors: ")
     assert list(tmp_path.iterdir()) == []
