@@ -82,7 +82,7 @@ def test_through_the_command_line(spoiled, shapes, option):
     given = overrides("movq", shapes, "run_dir=run", "data.val_urls=null", "trainer.max_steps=50", *more, option)
     code, told = typed("train", given, spoiled)
     assert code == 2 and SET[option] in told and "Traceback" not in told, told
-    assert not list(spoiled.rglob("*.partial")) and not (spoiled / "run" / "weights.safetensors").exists()
+    assert not list(spoiled.rglob("*.part")) and not (spoiled / "run" / "weights.safetensors").exists()
 
 
 @pytest.mark.slow

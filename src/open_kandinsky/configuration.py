@@ -1,7 +1,6 @@
 """Where the verbs meet Hydra: compose a config, refuse one that does not fit before anything is read, write it down."""
 
 import functools
-import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from open_kandinsky import nodes, overrides
+from open_kandinsky import atomic, nodes, overrides
 from open_kandinsky.failures import message, told
 
 PACKAGE = Path(__file__).parent
@@ -66,19 +65,7 @@ def compose(config_name: str, overrides: Sequence[str] = (), conf: Path = CONF) 
 
 def save(cfg: DictConfig, path: str | Path) -> None:
     """Write the resolved config to `path`: whole or not at all. OSError names the file."""
-    write_text(Path(path), OmegaConf.to_yaml(OmegaConf.create(plain(cfg, resolve=True))))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all: to another name, then renamed. OSError names the file."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    atomic.write(path, OmegaConf.to_yaml(OmegaConf.create(plain(cfg, resolve=True))))
 
 
 def refuse_foreign_targets(cfg: DictConfig | Mapping[str, Any]) -> None:

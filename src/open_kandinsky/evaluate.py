@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from open_kandinsky import configuration
 from open_kandinsky.evaluation.figures import samples_png
 from open_kandinsky.evaluation.report import write_json
+from open_kandinsky.evaluation.shapes import called
 from open_kandinsky.evaluation.versions import versions
 from open_kandinsky.load import load
 
@@ -31,11 +32,6 @@ def evaluate(cfg: DictConfig) -> Any:
     )
     write_json(out / "metrics.json", metrics | {"versions": versions()})
     return scored
-
-
-def called(folder: str) -> str:
-    """What a prior is called in tables: "prior_linear" is linear, "prior" alone is the system's own, diffusion."""
-    return folder.removeprefix("prior").removeprefix("_") or "diffusion"
 
 
 @configuration.verb("evaluate")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from open_kandinsky import configuration
+from open_kandinsky import atomic, configuration
 from open_kandinsky.data.shapes.world import toy_world
 from open_kandinsky.data.shapes.write import write_shapes
 from open_kandinsky.evaluate import evaluate
@@ -53,7 +53,7 @@ class Parts:
             make(folder)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             part = {"purpose": purpose, "seconds": time.perf_counter() - start, "peak_memory_gb": peak}
-            configuration.write_text(mark, json.dumps(part, indent=2))
+            atomic.write(mark, json.dumps(part, indent=2))
         self.done[name] = Part(**json.loads(mark.read_text()))
 
 

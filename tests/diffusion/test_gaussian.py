@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from makers.noise import normal, silence
 
 from open_kandinsky.diffusion import schedule, timesteps
 from open_kandinsky.diffusion.parameterisation import Denoised
@@ -28,17 +29,6 @@ def ideal(alpha_bar, std=STD, mean=MEAN, fraction=None):
         return Denoised(x_0, None if fraction is None else torch.full_like(x_0, fraction))
 
     return denoise
-
-
-def silence():
-    raise AssertionError("a deterministic sampler asked for noise")
-    yield
-
-
-def normal(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
 def along_the_flow(q, a):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from makers.noise import normal, silence
 
 from open_kandinsky.diffusion import schedule, timesteps
 from open_kandinsky.diffusion.noise import PerImageNoise
@@ -15,17 +16,6 @@ ALL = [ddpm, ddim, plms, dpmpp_2m]
 
 def says(x_0):
     return lambda x_t, t: Denoised(x_0, None)
-
-
-def silence():
-    raise AssertionError("a deterministic sampler asked for noise")
-    yield
-
-
-def normal(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
 @pytest.mark.parametrize("walk", ALL)

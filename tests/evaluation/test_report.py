@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 import pytest
 
 from open_kandinsky.evaluation import figures
-from open_kandinsky.evaluation.files import write_whole
 from open_kandinsky.evaluation.page import Section, figure, page, paragraph, picture, table
 from open_kandinsky.evaluation.report import number, percent, shapes_page, write_html, write_json
 
@@ -178,12 +177,3 @@ def test_what_json_cannot_say_leaves_the_old_file_alone(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_is_whole_or_what_it_was(tmp_path, monkeypatch):
-    path = tmp_path / "report.html"
-    write_html(path, "old ü")
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
-        write_whole(path, b"new")
-    assert path.read_text(encoding="utf-8") == "old ü"

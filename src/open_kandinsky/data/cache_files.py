@@ -1,9 +1,6 @@
 """A cache on disk: a folder of safetensors shards, a manifest, statistics, and the conditions of nothing."""
 
-import errno
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +10,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from open_kandinsky import atomic
 from open_kandinsky.data.moments import Moments
 
 BEGUN, MANIFEST = "begun.json", "manifest.json"
 STATISTICS, NULL = "statistics.safetensors", "null.safetensors"
 STANDARDISED = ("image_emb", "z")  # what a diffusion model may want at mean 0 and deviation 1
 REMEDY = "run `open-kandinsky precompute` to make it"
-
-
-def written_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Writes under another name and renames: `path` is whole or not there, whenever the machine stops."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        part.chmod(0o644)  # safetensors lets nobody else read
-        synced(part)
-        part.replace(path)
-        synced(path.parent)
-    except SafetensorError as error:  # a full disk is one too
-        raise OSError(errno.EIO, str(error), str(path)) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def synced(path: Path) -> None:
-    """On the disk, not only in the system's cache."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_shard(path: str | Path, columns: dict[str, Tensor], keys: list[str], captions: list[str]) -> None:
@@ -58,7 +31,8 @@ def write_shard(path: str | Path, columns: dict[str, Tensor], keys: list[str], c
         raise ValueError(f"{str(path)!r} exists and is not overwritten: delete it to compute it again")
     tensors = {name: column.detach().cpu().contiguous().clone() for name, column in columns.items()}
     metadata = {"keys": json.dumps(keys), "captions": json.dumps(captions)}
-    written_whole(path, lambda part: save_file(tensors, part, metadata=metadata))
+    with atomic.replacing(path) as part:
+        save_file(tensors, part, metadata=metadata)
 
 
 def read_shard(path: str | Path) -> tuple[dict[str, Tensor], list[str], list[str]]:
@@ -106,8 +80,7 @@ def begin(folder: str | Path, facts: dict[str, Any]) -> None:
     path = Path(folder) / BEGUN
     if path.is_file() and (before := json.loads(path.read_text())) != facts:
         raise ValueError(f"{str(folder)!r} was begun with {before}, not {facts}: delete it, or write to another folder")
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    written_whole(path, lambda part: part.write_text(json.dumps(facts)))
+    atomic.write(path, json.dumps(facts))
 
 
 def finish(folder: str | Path, facts: dict[str, Any], null: dict[str, Tensor]) -> None:
@@ -124,11 +97,12 @@ def finish(folder: str | Path, facts: dict[str, Any], null: dict[str, Tensor]) -
         if others != fields:
             raise ValueError(f"in {str(folder)!r} {name} holds {others}, but {first} {fields}: delete one of them")
     tensors = {name: value.cpu().contiguous() for name, value in null.items()}
-    written_whole(Path(folder) / NULL, lambda part: save_file(tensors, part))
+    with atomic.replacing(Path(folder) / NULL) as part:
+        save_file(tensors, part)
     write_statistics(folder, {name: folder_moments(folder, name) for name in STANDARDISED if name in fields})
     counts = {name: count for name, (count, _) in found.items()}
     manifest = facts | {"fields": fields, "count": sum(counts.values()), "shards": counts}
-    written_whole(Path(folder) / MANIFEST, lambda part: part.write_text(json.dumps(manifest, indent=2) + "\n"))
+    atomic.write(Path(folder) / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -161,7 +135,8 @@ def write_statistics(folder: str | Path, moments: dict[str, Moments]) -> None:
     """Mean and standard deviation of fields, as float32."""
     statistics = {f"{name}.mean": m.mean.float() for name, m in moments.items()}
     statistics |= {f"{name}.std": m.std.float() for name, m in moments.items()}
-    written_whole(Path(folder) / STATISTICS, lambda part: save_file(statistics, part))
+    with atomic.replacing(Path(folder) / STATISTICS) as part:
+        save_file(statistics, part)
 
 
 def read_statistics(folder: str | Path, field: str) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from open_kandinsky.evaluation.files import write_whole
+from open_kandinsky import atomic
+
 
 Number = float | int
 Series = Mapping[str, tuple[Sequence[Number], Sequence[Number]]]  # name -> (steps, values)
@@ -48,7 +49,7 @@ def samples_png(
     cells = [cell(*parts, width=width) for parts in zip(shown, captions, every, strict=True)]
     data = io.BytesIO()
     sheet(cells, columns).save(data, format="png", optimize=True)
-    write_whole(Path(path), data.getvalue())
+    atomic.write(path, data.getvalue())
 
 
 def enlarged(image: Image.Image) -> Image.Image:

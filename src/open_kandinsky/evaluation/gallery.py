@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from open_kandinsky import atomic
 from open_kandinsky.evaluation.figures import samples_png
-from open_kandinsky.evaluation.files import write_whole
 
 REQUEST, MANIFEST, SHEET = "request.json", "manifest.jsonl", "sheet.png"
 SHOWN, COLUMNS, THUMBNAIL = 64, 8, 256  # on the sheet: pictures, pictures a row, pixels a side at most
@@ -53,11 +53,11 @@ class Gallery:
     def add(self, pictures: Sequence[Picture], images: Sequence[Image.Image], parameters: Mapping[str, Any]) -> None:
         """Each picture whole or not at all, with what it was made by in its text."""
         if not (self.folder / REQUEST).is_file():
-            write_whole(self.folder / REQUEST, json.dumps(self.request, indent=1, ensure_ascii=False).encode())
+            atomic.write(self.folder / REQUEST, json.dumps(self.request, indent=1, ensure_ascii=False))
         shared = {name: value for name, value in self.request.items() if name not in ("pictures", "images_sha256")}
         for picture, image in zip(pictures, images, strict=True):
             mine = {"prompt": picture.prompt, "seed": picture.seed, **shared, **parameters}
-            write_whole(self.folder / picture.name, png(image, mine))
+            atomic.write(self.folder / picture.name, png(image, mine))
 
     def finish(self) -> None:
         """The sheet of the first pictures, and last the manifest: a line a picture, from the pictures' own texts."""
@@ -69,7 +69,7 @@ class Gallery:
             columns=min(COLUMNS, len(first)),
         )
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines()]
-        write_whole(self.folder / MANIFEST, "".join(lines).encode())
+        atomic.write(self.folder / MANIFEST, "".join(lines))
 
     def lines(self) -> Iterator[dict[str, Any]]:
         for picture in self.pictures:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from open_kandinsky import atomic
 from open_kandinsky.evaluation import figures
 from open_kandinsky.evaluation.report import shapes_page, write_html, write_json
+from open_kandinsky.evaluation.shapes import called
 from open_kandinsky.evaluation.versions import commit, machine, versions
 
 
@@ -34,6 +36,9 @@ CURVES = {
 def report_on(out: Path, parts: Mapping[str, Part], *, seed: int) -> Path:
     """Write the three files to `out`; returns the page's path."""
     report = summary(json.loads((out / "scores" / "metrics.json").read_text())["metrics"])
+    for name, part in parts.items():
+        if (prior := report["priors"].get(called(name))) is not None:
+            prior["seconds"] = part.seconds
     report |= {
         "seconds": {name: part.seconds for name, part in parts.items()},
         "parts": {name: part.purpose for name, part in parts.items()},
@@ -45,7 +50,7 @@ def report_on(out: Path, parts: Mapping[str, Part], *, seed: int) -> Path:
         "command": "make quickstart",
     }
     samples = (out / "scores" / "samples.png").read_bytes()
-    (out / "samples.png").write_bytes(samples)
+    atomic.write(out / "samples.png", samples)
     drawn = {title: figures.curves({title: series}, title) for title, series in curves(out, parts).items()}
     write_json(out / "report.json", report)
     write_html(out / "report.html", shapes_page(report, samples, drawn))

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from open_kandinsky import atomic
 from open_kandinsky.evaluation.figures import Number, duration, timeline
-from open_kandinsky.evaluation.files import write_whole
 from open_kandinsky.evaluation.page import Section, figure, grid, note, page, paragraph, picture, table
 
 TOY = (
@@ -43,12 +43,12 @@ PRIORS = (
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
     """Whole or not at all. What is not finite, which JSON cannot say, becomes null; TypeError for other than numbers,
     text, lists and mappings."""
-    write_whole(Path(path), (json.dumps(_sayable(report), indent=2, allow_nan=False) + "\n").encode())
+    atomic.write(path, json.dumps(_sayable(report), indent=2, allow_nan=False) + "\n")
 
 
 def write_html(path: Path, html: str) -> None:
     """Whole or not at all."""
-    write_whole(Path(path), html.encode())
+    atomic.write(path, html)
 
 
 def shapes_page(report: Mapping[str, Any], samples: bytes, curves: Mapping[str, str]) -> str:

@@ -74,31 +74,33 @@ class ShapesProtocol:
 
     def __call__(self, pipes: Mapping[str, Pipeline]) -> Scored:
         judges = {name: Judge(pipe, self.world, batch_size=self.batch_size) for name, pipe in pipes.items()}
-        drawn = {name: self.draw(judge, name, SPLITS[:2]) for name, judge in judges.items()}
         name, own = next(iter(judges.items()))
-        seen, first = self.examples["seen"], drawn[name] | self.draw(own, name, SPLITS[2:])
+        drawn = {name: self.draw(own, name, SPLITS)}
+        drawn |= {other: self.draw(judge, other, SPLITS[:2]) for other, judge in judges.items() if other != name}
+        accuracy = {prior: self.accuracy(own, splits) for prior, splits in drawn.items()}
+        seen, pixels = self.examples["seen"], drawn[name]["seen"].pixels
         unguided = own.draw(seen.captions, "no guidance, seen captions", scale=1.0)
+        text_emb, image_emb = own.text_emb(seen.captions), own.image_emb(seen.pixels)
         metrics = {
-            "accuracy": {split: own.accuracy(first[split].pixels, self.examples[split].scenes) for split in SPLITS},
+            "accuracy": accuracy[name],
             "accuracy_no_guidance": own.accuracy(unguided.pixels, seen.scenes),
-            "priors": {name: self.of_prior(judge, drawn[name]) for name, judge in judges.items()},
-            "text_cosine_to_image": own.text_cosine(seen),
+            "priors": {
+                prior: accuracies(accuracy[prior])
+                | own.against(drawn[prior]["seen"], text_emb, image_emb)
+                | {"parameters": sum(p.numel() for p in pipe.prior.network.parameters())}
+                for prior, pipe in pipes.items()
+            },
+            "text_cosine_to_image": float(F.cosine_similarity(text_emb, image_emb).mean()),
             **self.of_autoencoder(own),
         }
-        pixels = first["seen"].pixels
         digest = hashlib.sha256(to_uint8(pixels).numpy().tobytes()).hexdigest()
         return Scored(metrics, to_images(pixels), seen.captions, own.right(pixels, seen.scenes), digest)
 
     def draw(self, judge: "Judge", name: str, splits: Sequence[str]) -> dict[str, "Drawn"]:
         return {split: judge.draw(self.examples[split].captions, f"{name} prior, {split} captions") for split in splits}
 
-    def of_prior(self, judge: "Judge", drawn: Mapping[str, "Drawn"]) -> dict[str, float]:
-        """One row of the table of priors."""
-        accuracy = {split: judge.accuracy(d.pixels, self.examples[split].scenes) for split, d in drawn.items()}
-        row = {f"accuracy_{split}": figures["all"] for split, figures in accuracy.items()}
-        row |= {f"accuracy_{split}_se": figures["all_se"] for split, figures in accuracy.items()}
-        parameters = sum(p.numel() for p in judge.pipe.prior.network.parameters())
-        return row | judge.against(drawn["seen"], self.examples["seen"]) | {"parameters": parameters}
+    def accuracy(self, judge: "Judge", drawn: Mapping[str, "Drawn"]) -> dict[str, dict[str, float]]:
+        return {split: judge.accuracy(d.pixels, self.examples[split].scenes) for split, d in drawn.items()}
 
     def of_autoencoder(self, judge: "Judge") -> dict[str, Any]:
         """What the oracle reads in real pictures and in their reconstructions, and how near these are."""
@@ -149,10 +151,6 @@ class Judge:
     def text_emb(self, captions: Sequence[str]) -> Float[Tensor, "n d"]:
         return self.pipe.clip.encode_text(captions).emb
 
-    def text_cosine(self, real: Examples) -> float:
-        """How near captions lie to their pictures without any prior."""
-        return float(F.cosine_similarity(self.text_emb(real.captions), self.image_emb(real.pixels)).mean())
-
     @torch.inference_mode()
     def reconstruct(self, pixels: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n 3 h w"], dict[str, float]]:
         """Through the autoencoder as the decoder uses it; with PSNR, SSIM, L1, and the share of codes in use."""
@@ -165,18 +163,30 @@ class Judge:
         usage = float(perplexity(movq.codebook.nearest(z), codes)) / codes
         return made, {name: float(value) for name, value in metric.compute().items()} | {"code_usage": usage}
 
-    def against(self, drawn: Drawn, real: Examples) -> dict[str, float]:
-        """Drawn pictures against real ones of the same captions, in the toy CLIP's features: never to be called FID."""
+    def against(
+        self, drawn: Drawn, text_emb: Float[Tensor, "n d"], image_emb: Float[Tensor, "n d"]
+    ) -> dict[str, float]:
+        """Drawn pictures against captions and real pictures, in the toy CLIP's features: never to be called FID."""
         seen = self.image_emb(drawn.pixels)
-        true = self.image_emb(real.pixels)
         score = CLIPScore()
-        score.update(seen, self.text_emb(real.captions))
+        score.update(seen, text_emb)
         return {
-            "cosine_to_image": float(F.cosine_similarity(drawn.image_emb, true).mean()),
-            "frechet_distance": frechet_distance(seen, true),
+            "cosine_to_image": float(F.cosine_similarity(drawn.image_emb, image_emb).mean()),
+            "frechet_distance": frechet_distance(seen, image_emb),
             "clip_score": float(score.compute()["mean"]),
         }
 
     def _batches(self, rows: range, what: str) -> Iterator[range]:
         for start in tqdm(range(0, len(rows), self.batch_size), desc=what, unit="batch"):
             yield rows[start : start + self.batch_size]
+
+
+def accuracies(splits: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """A prior's row: of each split the share that is all right, and its standard error. `never` is the system's own."""
+    row = {f"accuracy_{split}": splits[split]["all"] for split in SPLITS[:2]}
+    return row | {f"accuracy_{split}_se": splits[split]["all_se"] for split in SPLITS[:2]}
+
+
+def called(folder: str) -> str:
+    """What a prior is called in tables: "prior_linear" is linear, "prior" alone is the system's own, diffusion."""
+    return folder.removeprefix("prior").removeprefix("_") or "diffusion"

@@ -35,7 +35,7 @@ class Codebook(nn.Module):
         return distance.argmin(1).view(len(z), *z.shape[2:])
 
     def lookup(self, index: Int[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:
-        return rearrange(self.embedding(index), "b h w c -> b c h w")
+        return rearrange(self.embedding(index), "b h w c -> b c h w").contiguous()  # one layout all the way
 
     def quantise(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return self.lookup(self.nearest(z)).to(z.dtype)

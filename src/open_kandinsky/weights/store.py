@@ -1,8 +1,6 @@
-"""Weights on disk: safetensors, written whole or not at all."""
+"""Weights on disk: safetensors."""
 
-import errno
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,22 +8,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from open_kandinsky import atomic
+
 WEIGHTS = "weights.safetensors"
 
 
 def write(path: Path, state: Mapping[str, Tensor]) -> None:
-    """To another name beside it, fsynced and renamed: `path` is complete or as it was. OSError names it."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial)
-        partial.chmod(0o644)  # safetensors lets nobody else read
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except SafetensorError as error:  # a full disk is one too
-        raise OSError(errno.EIO, str(error), str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    """Whole or not at all. OSError names the file."""
+    with atomic.replacing(path) as part:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, part)
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from itertools import islice
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from open_kandinsky import atomic
 from open_kandinsky.data.shapes.world import SPLITS, Scene, World, decks, scenes
 
 Group = tuple[Scene, ...]
@@ -69,16 +69,12 @@ def with_twin(world: World, pair: Scene) -> Group:
 
 
 def write_shards(folder: Path, shards: Iterator[list[Group]], world: World, rng: np.random.Generator) -> None:
-    """Write each shard under a temporary name in `folder`, then rename it: a shard is there whole or not at all."""
+    """A shard is there whole or not at all."""
     folder.mkdir(parents=True)
     for number, groups in enumerate(shards):
         path = folder / f"{number:05d}.tar"
-        partial = path.with_suffix(".tar.partial")
-        with partial.open("wb") as file:
+        with atomic.replacing(path) as part, part.open("wb") as file:
             write_tar(file, number, groups, world, rng)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
 
 
 def write_tar(file: io.BufferedWriter, shard: int, groups: list[Group], world: World, rng: np.random.Generator) -> None:
