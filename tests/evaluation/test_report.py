@@ -9,7 +9,7 @@ import pytest
 
 from open_kandinsky.evaluation import figures
 from open_kandinsky.evaluation.page import Section, figure, page, paragraph, picture, table
-from open_kandinsky.evaluation.report import number, percent, shapes_page, write_html, write_json
+from open_kandinsky.evaluation.report import number, percent, shapes_page, write_json
 
 EVIL = '<script>alert("x")</script>&\'"><img src=x onerror=y>'
 VOID = {"meta", "img", "br", "link", "hr"}

@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from open_kandinsky import atomic
 
-
 Number = float | int
 Series = Mapping[str, tuple[Sequence[Number], Sequence[Number]]]  # name -> (steps, values)
 
