@@ -197,6 +197,6 @@ def test_a_shard_of_a_cache_that_cannot_be_written(tmp_path):
 
 def test_a_caption_that_is_too_long_is_cut_and_warned_of(system):
     clip = load(system).clip
-    with pytest.warns(UserWarning, match="longer than 18 tokens, its end is not read: 'red red"):
+    with pytest.warns(UserWarning, match="longer than 14 tokens, its end is not read: 'red red"):
         long = clip.encode_text(["red " * 60])
     assert long.mask.all() and long.emb.isfinite().all()

@@ -149,11 +149,11 @@ def test_save_writes_the_resolved_config(tmp_path):
 
 
 def test_save_on_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
-    def full(self, text, encoding):
+    def full(self, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "config.yaml").write_text("old")
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError) as error:
         configuration.save(OmegaConf.create({"a": 1}), tmp_path / "config.yaml")
     told = failures.message(error.value)

@@ -79,7 +79,7 @@ def test_things_of_a_pair_never_touch_and_nothing_leaves_the_picture(size):
         assert all(r <= c <= size - r for centre, r in zip(centres, radii, strict=True) for c in centre)
         if scene.relation:
             gaps.append(np.abs(np.subtract(*centres)).max() - sum(radii))
-    assert min(gaps) >= 2.5 * size / 32
+    assert min(gaps) >= 2 * size / 32
 
 
 def test_a_mask_has_the_area_of_its_shape():
@@ -96,8 +96,8 @@ def test_both_readings_of_a_pair_are_in_one_split():
 
 
 def test_splits_do_not_depend_on_the_machine():
-    assert Counter(map(WORLD.split, WORLD.singles())) == {"seen": 132, "unseen": 28, "never": 32}
-    assert Counter(map(WORLD.split, WORLD.pairs())) == {"seen": 5188, "unseen": 892, "never": 2752}
+    assert Counter(map(WORLD.split, WORLD.singles())) == {"seen": 107, "unseen": 21, "never": 32}
+    assert Counter(map(WORLD.split, WORLD.pairs())) == {"seen": 3266, "unseen": 574, "never": 2240}
 
 
 def test_unseen_scenes_are_made_of_seen_parts():

@@ -25,7 +25,7 @@ def images(n=4):
     return {"pixels": pixels, "clip_pixels": pixels.clone(), "caption": CAPTIONS[:n], "key": KEYS[:n]}
 
 
-def latents(n=8, length=20, width=32):
+def latents(n=8, length=16, width=32):
     draws = torch.Generator().manual_seed(7)
     mask = torch.arange(length) < torch.arange(4, 4 + n)[:, None]
     return {
