@@ -122,7 +122,7 @@ def test_an_unknown_split_is_named():
 def test_training_holds_seen_scenes_only(written):
     train = drawn(written / "train")
     assert {WORLD.split(scene) for scene in train} == {"seen"}
-    assert sum(len(scene.things) for scene in train) == pytest.approx(1.5 * len(train), abs=3)
+    assert sum(len(scene.things) for scene in train) == pytest.approx(5 / 3 * len(train), abs=3)
 
 
 def test_training_shows_every_value_of_every_attribute(written):

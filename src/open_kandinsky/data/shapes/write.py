@@ -23,7 +23,7 @@ LARGEST_SHARD = 10_000  # a key is five digits of shard and four of place
 def write_shapes(out: Path, *, world: World, images: int, val_images: int, seed: int, per_shard: int) -> None:
     """Write `out/train` and one folder of `val_images` for each split; the same seed gives the same bytes.
 
-    Training holds seen scenes, half singles and half pairs; a pair is followed by its twin where that is seen too.
+    Training holds seen scenes, two pairs to a single; a pair is followed by its twin where that is seen too.
     Raises ValueError where `out` already holds something, or `per_shard` cannot be.
     """
     refuse(Path(out), per_shard)
@@ -52,13 +52,15 @@ def shard_sizes(images: int, per_shard: int) -> list[int]:
 
 
 def balanced(world: World, singles: Iterator[Scene], pairs: Iterator[Scene], images: int) -> Iterator[Group]:
-    """One shard's groups, `images` scenes in all: half are pairs, and no group goes on in the next shard."""
-    pairs_left, singles_left = images // 2, images - images // 2
+    """One shard's groups, `images` scenes in all: two thirds are pairs, and no group goes on in the next shard."""
+    pairs_left, singles_left = images - images // 3, images // 3
     while pairs_left > 1:  # one place is too few for a twin: a single takes it
         group = with_twin(world, next(pairs))
         yield group
-        yield from ((single,) for single in islice(singles, len(group)))
-        pairs_left, singles_left = pairs_left - len(group), singles_left - len(group)
+        pairs_left -= len(group)
+        due = singles_left - pairs_left // 2  # as pairs and singles are to end together
+        yield from ((single,) for single in islice(singles, due))
+        singles_left -= due
     yield from ((single,) for single in islice(singles, singles_left + pairs_left))
 
 
