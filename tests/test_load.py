@@ -1,6 +1,9 @@
 """From folders to a system: what is written comes back, and what does not fit together is refused by name."""
 
+import os
 import shutil
+import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,7 +12,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from open_kandinsky.failures import message
-from open_kandinsky.load import load, network
+from open_kandinsky.load import fingerprints, load, network, parameters_on_meta, placed
+from open_kandinsky.weights.devices import at_home
 
 
 @pytest.fixture
@@ -37,7 +41,8 @@ def test_round_trip(system):
         assert state.keys() == written.keys()
         assert all(torch.equal(state[name], written[name]) for name in state), part
         assert not made[part].training and not any(p.requires_grad for p in made[part].parameters())
-    assert pipe.prior.sampling.steps == 25 and pipe.decoder.sampling.steps == 3 and pipe.size == 32
+    told = OmegaConf.load(system / "prior" / "config.yaml").sampling
+    assert asdict(pipe.prior.sampling) == told and pipe.decoder.sampling.steps == 3 and pipe.size == 32
 
 
 def test_in_half_precision_the_schedule_stays_in_double(system):
@@ -49,7 +54,8 @@ def test_in_half_precision_the_schedule_stays_in_double(system):
 def test_parts_from_several_folders(system, tmp_path):
     other = untrained("prior_linear", tmp_path)
     pipe = load({"": system, "prior": other})
-    assert type(pipe.prior.network).__name__ == "LinearPrior" and pipe.prior.sampling.steps == 1
+    assert type(pipe.prior.network).__name__ == "LinearPrior"
+    assert asdict(pipe.prior.sampling) == OmegaConf.load(other / "config.yaml").sampling
     refused({"": system, "priro": other}, "no part is called 'priro'; the parts are clip, movq, prior, decoder")
 
 
@@ -112,3 +118,108 @@ def test_weights_of_another_network(copy, spoil):
 
 def test_an_encoder_alone(system):
     assert network(system / "clip").image_size == (32, 32)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(copy, bad):
+    path = copy / "prior" / "weights.safetensors"
+    state = load_file(path)
+    state["readout"][3] = bad
+    save_file(state, path)
+    refused(copy, "prior: 'readout' holds what is no number .* damaged")
+
+
+def test_a_folder_of_something_else(tmp_path):
+    (tmp_path / "notes.txt").write_text("none")
+    refused(tmp_path, "the clip is looked for in .*clip, .*or original 2.1 files.*; found: no such folder")
+
+
+def test_a_hub_id_without_a_network(monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    refused("kandinsky-community/kandinsky-2-2", r"no such folder, and the Hugging Face hub .* \(ConnectionError\)")
+
+
+def test_a_hub_id_is_fetched(system, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(system))
+    assert load("kandinsky-community/kandinsky-2-2").size == 32
+
+
+def test_a_machine_without_the_hub(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refused("kandinsky-community/kandinsky-2-2", "pip install huggingface_hub")
+
+
+def test_parameters_take_no_memory_until_they_are_read():
+    with parameters_on_meta():
+        made = torch.nn.BatchNorm2d(4)
+    assert made.weight.is_meta and not made.running_mean.is_meta
+    assert not torch.nn.Linear(1, 1).weight.is_meta
+
+
+def test_a_device_for_each_part(system):
+    """Results come home: `meta` stands for a second device."""
+    network = at_home(torch.nn.Linear(2, 2), "meta")
+    assert network(torch.ones(1, 2)).is_meta
+    assert placed({"": "cuda", "decoder": "cuda:1"}) == {
+        **dict.fromkeys(("clip", "movq", "prior", "text"), "cuda"),
+        "decoder": "cuda:1",
+    }
+    with pytest.raises(ValueError, match="no part is called 'unet'"):
+        placed({"unet": "cuda"})
+    mapped = load(system, device={"": "cpu", "prior": "cpu:0"})
+    one = load(system)
+    assert mapped.text_to_embedding(["a"], steps=2).equal(one.text_to_embedding(["a"], steps=2))
+
+
+def test_fingerprints_tell_systems_apart(system, copy):
+    assert fingerprints(system) == fingerprints(copy)
+    edited = copy / "prior" / "weights.safetensors"
+    state = load_file(edited)
+    state["readout"] += 1
+    save_file(state, edited)
+    differs = {part for part, sum in fingerprints(system).items() if fingerprints(copy)[part] != sum}
+    assert differs == {"prior"}
+
+
+# Other people's files, of which a few end in the middle or bring code.
+
+
+class Code:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def spoilt(path, how):
+    torch.save({"state_dict": {"a": torch.ones(3000)}}, path)
+    whole = path.read_bytes()
+    if how == "cut short":
+        path.write_bytes(whole[:-3000])
+    elif how == "code":
+        torch.save({"a": Code()}, path)
+    elif how == "a pointer":
+        path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    elif how == "no names":
+        torch.save([torch.ones(3)], path)
+    elif how == "another network":
+        torch.save({"a.weight": torch.ones(3)}, path)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("cut short", "cut short; fetch it again"),
+        ("code", "refused, since opening it would run code"),
+        ("a pointer", "no whole checkpoint"),
+        ("no names", "no state dict, which is names and their tensors; found: list"),
+        ("another network", "not the prior of Kandinsky 2.1.*begins with a.weight"),
+    ],
+)
+def test_a_checkpoint_that_is_spoilt(system, tmp_path, monkeypatch, how, told):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "prior_fp16.ckpt"
+    spoilt(path, how)
+    refused({"": system, "prior": tmp_path}, f"prior_fp16.ckpt: {told}")
+    assert not (tmp_path / "ran").exists()

@@ -9,6 +9,7 @@ VERBS = {
     "generate": "pictures from a trained system: from text, from pictures, or both",
     "evaluate": "score a system by a published protocol",
     "precompute": "images and captions into shards of latents and embeddings",
+    "convert": "a system of one layout into another: ours, or diffusers'",
     "quickstart": "train, sample and score a toy system on this machine, in minutes",
 }
 

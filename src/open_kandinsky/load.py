@@ -1,59 +1,103 @@
 """From folders to networks: the one place beside the verbs where a config becomes objects.
 
 A run folder of a stage holds `config.yaml` and `weights.safetensors`; one of the whole system holds four of them,
-`clip/`, `movq/`, `prior/` and `decoder/`. Both are read with `load`.
+`clip/`, `movq/`, `prior/` and `decoder/`, and `text/` where the decoder has a text encoder of its own. Both are read
+with `load`, and so are folders of diffusers' Kandinsky 2.1 and 2.2 and of the original 2.1 files.
 """
 
-from collections.abc import Mapping
-from itertools import chain
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from yaml import YAMLError
 
-from open_kandinsky.configuration import refuse_foreign_targets
+from open_kandinsky.configuration import CONF, refuse_foreign_targets
+from open_kandinsky.networks.condition import ImageCondition
 from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling
+from open_kandinsky.weights import source as sources
 from open_kandinsky.weights import store
+from open_kandinsky.weights.devices import Device, at_home
+from open_kandinsky.weights.diffusers import folder as diffusers
+from open_kandinsky.weights.kandinsky21 import folder as kandinsky21
+from open_kandinsky.weights.kandinsky21 import movqgan
+from open_kandinsky.weights.keymap import State
+from open_kandinsky.weights.part import PARTS, TEXT, Part, Picked
+from open_kandinsky.weights.source import Source
 
-PARTS = ("clip", "movq", "prior", "decoder")
-Source = str | Path | Mapping[str, str | Path]
+logger = logging.getLogger(__name__)
+FACTS = ("clip", "clip_text_width", "text_length", "latent_channels", "quantise_latents")
 
 
-def load(source: Source, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Pipeline:
-    """The assembled system, in eval mode, from a run folder or a mapping of some of its parts to folders.
+def load(
+    source: Source, *, device: Device | Mapping[str, Device] = "cpu", dtype: torch.dtype = torch.float32
+) -> Pipeline:
+    """The assembled system, in eval mode, from a folder or a mapping of some of its parts to folders.
 
     `load({"": "runs/quickstart", "prior": "runs/prior_linear"})` takes all parts from one folder but the prior.
-    Raises ValueError for a folder that is none, lacks a part, or holds parts that do not fit together.
+    `device` may be a mapping, too; the parts that it does not name are where "" is, or on the CPU, and all results are
+    where the decoder is. Raises ValueError for a folder that is none, lacks a part, or holds parts that do not fit
+    together.
     """
-    folders = locate(source)
-    parts = {part: config(folder) for part, folder in folders.items()}
-    agree(parts, folders)
-    made = {part: network(folders[part]).to(device) for part in PARTS}
-    for parameter in chain.from_iterable(part.parameters() for part in made.values()):
-        parameter.data = parameter.data.to(dtype)  # and no buffer: statistics stay float32
-    diffusions = {part: diffusion(parts[part], made[part], device) for part in ("prior", "decoder")}
-    size = parts["decoder"].dims.image_size
-    return Pipeline(clip=made["clip"], text=made["clip"], movq=made["movq"], size=size, device=device, **diffusions)
+    parts = find(source)
+    agree(parts)
+    devices = placed(device)
+    made = {part: network(found, dtype).to(devices[part]) for part, found in parts.items()}
+    home = devices["decoder"]
+    made = {part: each if devices[part] == home else at_home(each, home) for part, each in made.items()}
+    diffusions = {part: diffusion(parts[part], part, made[part], home) for part in ("prior", "decoder")}
+    return Pipeline(
+        clip=made["clip"],
+        text=text_encoder(parts, made),
+        movq=made["movq"],
+        size=parts["decoder"].config["dims"]["image_size"],
+        device=home,
+        **diffusions,
+    )
+
+
+def find(source: Source, pick: kandinsky21.Pick = movqgan.raw) -> dict[str, Part]:
+    """Each part as it lies on disk, the text encoder only where there is one. ValueError where one is missing.
+
+    `pick` says which weights of a MoVQGAN checkpoint are meant.
+    """
+    return sources.parts(source, [native, diffusers.find, partial(kandinsky21.find, pick=pick)])
 
 
 def locate(source: Source) -> dict[str, Path]:
     """The folder of each part."""
-    given = dict(source) if isinstance(source, Mapping) else {"": source}
-    unknown = set(given) - {"", *PARTS}
-    if unknown:
-        raise ValueError(f"weights: no part is called {sorted(unknown)[0]!r}; the parts are {', '.join(PARTS)}")
-    folders = {part: Path(given[part]) if part in given else Path(given.get("", ".")) / part for part in PARTS}
-    for part, folder in folders.items():
-        if not (folder / store.WEIGHTS).is_file():
-            found = sorted(p.name for p in folder.iterdir())[:6] if folder.is_dir() else "no such folder"
-            raise ValueError(
-                f"weights: the {part} is looked for in {folder}, which should hold config.yaml and {store.WEIGHTS}; "
-                f"found: {found}. A run that was stopped has none: resume it"
-            )
-    return folders
+    return {name: part.folder for name, part in find(source).items()}
+
+
+def fingerprints(source: Source) -> dict[str, str]:
+    """Of each part, what its files' contents say it is."""
+    return {name: " ".join(store.sha256(file) for file in part.files) for name, part in find(source).items()}
+
+
+def native(part: str, folder: Path) -> Part | None:
+    """A part in our own form: a run's folder, or one below a system's folder."""
+    places = [place for place in (folder, folder / part) if (place / store.WEIGHTS).is_file()]
+    return of_run(places[0]) if places else None
+
+
+def of_run(folder: Path) -> Part:
+    def read(like: State) -> Picked:
+        state = store.read(folder / store.WEIGHTS)
+        shapes, expected = ({k: v.shape for k, v in tensors.items()} for tensors in (state, like))
+        wrong = sorted(k for k in expected.keys() | shapes.keys() if shapes.get(k) != expected.get(k))
+        if wrong:
+            told = f"weights and config.yaml disagree on {len(wrong)} tensors, {wrong[0]!r} among them"
+            raise ValueError(f"{folder}: {told}")
+        return Picked(state, {})
+
+    return Part(folder, (folder / store.WEIGHTS,), config(folder), read)
 
 
 def config(folder: Path) -> DictConfig:
@@ -70,17 +114,53 @@ def config(folder: Path) -> DictConfig:
     return cfg
 
 
-def network(folder: str | Path) -> Any:
-    """A stage's trained network, frozen, in eval mode."""
-    folder = Path(folder)
-    made = build(config(folder).stage.network)
-    state = store.read(folder / store.WEIGHTS)
-    shapes, expected = ({k: v.shape for k, v in tensors.items()} for tensors in (state, made.state_dict()))
-    wrong = sorted(k for k in expected.keys() | shapes.keys() if shapes.get(k) != expected.get(k))
-    if wrong:
-        raise ValueError(f"{folder}: weights and config.yaml disagree on {len(wrong)} tensors, {wrong[0]!r} among them")
+def network(found: Part | str | Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A part's trained network, frozen, in eval mode; buffers, which are statistics, stay float32.
+
+    ValueError for weights of another network, and for such as are no numbers.
+    """
+    part = found if isinstance(found, Part) else of_run(Path(found))
+    cfg = dict(part.config["stage"]["network"])
+    if "tokenizer" in cfg:
+        cfg["tokenizer"] = str(part.folder / cfg["tokenizer"])
+    with parameters_on_meta():
+        made = build(OmegaConf.create(cfg))
+    state, dropped = part.read(made.state_dict())
+    if dropped:
+        logger.info("%s: %s", part.folder, left_out(dropped))
+    parameters = {name for name, _ in made.named_parameters()}
+    for name in list(state):  # in place, so that no more than one tensor is held twice
+        state[name] = numbers(state[name], dtype if name in parameters else torch.float32, name, part.folder)
     made.load_state_dict(state, assign=True)
     return made.requires_grad_(False).eval()
+
+
+def left_out(dropped: Mapping[str, int]) -> str:
+    """What a source holds that is no weight of the network."""
+    return "left out by name: " + ", ".join(f"{name} ({count})" for name, count in dropped.items())
+
+
+def numbers(x: Tensor, dtype: torch.dtype, name: str, folder: Path) -> Tensor:
+    """In that precision. ValueError for what is no number, or becomes none."""
+    made = x.to(dtype) if x.is_floating_point() else x
+    if not bool(made.isfinite().all()):
+        cause = f"too great for {dtype}" if bool(x.isfinite().all()) else "damaged, or of a training that diverged"
+        raise ValueError(f"{folder}: {name!r} holds what is no number (NaN or infinite): {cause}")
+    return made
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules that are made meanwhile hold no memory for parameters, which somebody else fills; buffers are made."""
+
+    def emptied(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
+        return None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+    hook = register_module_parameter_registration_hook(emptied)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def build(cfg: DictConfig) -> Any:
@@ -89,7 +169,9 @@ def build(cfg: DictConfig) -> Any:
     return instantiate(cfg, _convert_="all")
 
 
-def diffusion(cfg: DictConfig, made: Any, device: str) -> Diffusion:
+def diffusion(part: Part, name: str, made: Any, device: Device) -> Diffusion:
+    """Sampled as its weights say, and where they do not, as Kandinsky 2.1."""
+    cfg = with_sampling(part, name)
     return Diffusion(
         network=made,
         alpha_bar=build(cfg.stage.alpha_bar).to(device),
@@ -98,10 +180,45 @@ def diffusion(cfg: DictConfig, made: Any, device: str) -> Diffusion:
     )
 
 
-def agree(parts: Mapping[str, DictConfig], folders: Mapping[str, Path]) -> None:
+def with_sampling(part: Part, name: str) -> DictConfig:
+    """A part's whole config: what its source leaves open of sampling is as conf/sampling has it."""
+    cfg, published = OmegaConf.create(dict(part.config)), CONF / "sampling" / f"{name}.yaml"
+    if published.is_file():
+        cfg.sampling = OmegaConf.merge(OmegaConf.load(published), cfg.get("sampling") or {})
+    return cfg
+
+
+def text_encoder(parts: Mapping[str, Part], made: Mapping[str, Any]) -> Any:
+    """What the decoder's captions are read by: nothing, an encoder of its own, or CLIP.
+
+    ValueError for CLIP where the decoder reads another's states.
+    """
+    if isinstance(made["decoder"].condition, ImageCondition):
+        return None
+    if TEXT in made:
+        return made[TEXT]
+    width, own = (made["decoder"].condition.text_tokens.in_features, parts["clip"].config["dims"]["clip_text_width"])
+    if width != own:
+        told = f"the decoder ({parts['decoder'].folder}) reads text states {width} wide, and CLIP's are {own} wide"
+        raise ValueError(f"{told}: its own text encoder is missing; give its folder as text, {{text: FOLDER, ...}}")
+    return made["clip"]
+
+
+def placed(device: Device | Mapping[str, Device]) -> dict[str, Device]:
+    """The device of each part; the text encoder's is CLIP's unless it is named."""
+    if not isinstance(device, Mapping):
+        return dict.fromkeys((*PARTS, TEXT), device)
+    if unknown := set(device) - {"", *PARTS, TEXT}:
+        raise ValueError(f"device: no part is called {min(unknown)!r}; the parts are {', '.join(PARTS)}, and text")
+    others = device.get("", "cpu")
+    return {part: device.get(part, others) for part in PARTS} | {TEXT: device.get(TEXT, device.get("clip", others))}
+
+
+def agree(parts: Mapping[str, Part]) -> None:
     """ValueError where two parts were trained on different facts, such as CLIP's width."""
-    for fact in ("clip", "clip_text_width", "text_length", "latent_channels", "quantise_latents"):
-        values = {part: cfg.dims.get(fact) for part, cfg in parts.items()}
+    for fact in FACTS:
+        values = {name: part.config["dims"].get(fact) for name, part in parts.items()}
+        values = {name: value for name, value in values.items() if value is not None}
         if len(set(values.values())) > 1:
-            seen = ", ".join(f"{part} ({folders[part]}) {value}" for part, value in values.items())
+            seen = ", ".join(f"{name} ({parts[name].folder}) {value}" for name, value in values.items())
             raise ValueError(f"weights that do not belong together: dims.{fact} is {seen}")

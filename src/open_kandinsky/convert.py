@@ -1,0 +1,130 @@
+"""A system from any layout that we read into one of two that we write.
+
+open-kandinsky convert from=runs/quickstart to=out/diffusers layout=diffusers
+open-kandinsky convert from='{prior: A, decoder: A, movq: movqgan_270M.ckpt}' to=out/native weights_of=ema
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from open_kandinsky import atomic, configuration
+from open_kandinsky.load import agree, find, left_out, network, with_sampling
+from open_kandinsky.weights import store
+from open_kandinsky.weights.diffusers import export
+from open_kandinsky.weights.kandinsky21 import movqgan
+from open_kandinsky.weights.keymap import State
+from open_kandinsky.weights.part import TEXT, Part, Picked
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+WEIGHTS_OF = {"raw": movqgan.raw, "ema": movqgan.ema}
+SUMS = "SHA256SUMS"  # as sha256sum -c reads it; written last
+
+
+def convert(cfg: DictConfig) -> Path:
+    """Run it; returns the folder. ValueError for a choice that there is not, and for a folder that holds something."""
+    write = chosen("layout", cfg.layout, LAYOUTS)
+    pick, dtype = chosen("weights_of", cfg.weights_of, WEIGHTS_OF), chosen("dtype", cfg.dtype, DTYPES)
+    out, given = Path(cfg.to), cfg["from"]
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"to={out}: there is something already, and nothing is overwritten: choose another folder")
+    source: Any = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
+    parts = find(source, pick)
+    agree(parts)
+    refuse_idle(cfg.weights_of, parts)
+    dropped: dict[str, dict[str, int]] = {}
+    with replacing(out) as folder, tqdm(total=len(parts), desc="parts", unit="part") as bar:
+        write(folder, {name: counted(name, part, dropped) for name, part in parts.items()}, dtype, bar)
+        written = sorted(path for path in folder.rglob("*") if path.is_file())
+        sums = (f"{store.sha256(path)}  {path.relative_to(folder)}\n" for path in written)
+        atomic.write(folder / SUMS, "".join(sums))
+    for name, each in dropped.items():
+        print(f"{name}: {left_out(each)}")
+    return out
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `out` once all is written, and is removed where that fails."""
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        yield part
+        if out.exists():
+            out.rmdir()  # empty, as was seen
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def counted(name: str, part: Part, dropped: dict[str, dict[str, int]]) -> Part:
+    """The same part, which notes what was left out of it when it is read."""
+
+    def read(like: State) -> Picked:
+        picked = part.read(like)
+        if picked.dropped:
+            dropped[name] = picked.dropped
+        return picked
+
+    return replace(part, read=read)
+
+
+def chosen(key: str, value: Any, among: Mapping[str, Any]) -> Any:
+    if value not in among:
+        near = get_close_matches(str(value), among, n=1, cutoff=0)[0]
+        raise ValueError(f"{key}={value}: no such choice; nearest {near!r}; known: {', '.join(among)}")
+    return among[value]
+
+
+def refuse_idle(weights_of: str, parts: Mapping[str, Part]) -> None:
+    """ValueError where averages are asked for and no part has a choice: a run's folder holds one set of weights."""
+    if weights_of == "ema" and parts["movq"].files[0].suffix in (".safetensors", ".bin"):
+        raise ValueError(f"weights_of=ema: {parts['movq'].files[0]} holds one set of weights; take weights_of=raw")
+
+
+def write_native(out: Path, parts: Mapping[str, Part], dtype: torch.dtype, bar: tqdm) -> None:
+    """Of each part `config.yaml` and `weights.safetensors`, and of a text encoder its tokenizer."""
+    for name, part in parts.items():
+        cfg = with_sampling(part, name)
+        if name == TEXT:
+            source = part.folder / cfg.stage.network.tokenizer
+            for file in export.tokenizer_files(source):
+                atomic.write(out / name / "tokenizer" / file.name, file.read_bytes())
+            cfg.stage.network.tokenizer = "tokenizer"
+        store.write(out / name / store.WEIGHTS, network(part, dtype).state_dict())
+        configuration.save(cfg, out / name / "config.yaml")
+        bar.update()
+
+
+def write_diffusers(out: Path, parts: Mapping[str, Part], dtype: torch.dtype, bar: tqdm) -> None:
+    """diffusers' folders; see `weights.diffusers.export`."""
+
+    def read(name: str) -> export.Weights:
+        cfg: Any = OmegaConf.to_container(with_sampling(parts[name], name), resolve=True)
+        state = {key: x.to(dtype) for key, x in network(parts[name], dtype).state_dict().items()}
+        bar.update()
+        return export.Weights(cfg, state)
+
+    text = parts.get(TEXT)
+    tokenizer = None if text is None else text.folder / text.config["stage"]["network"]["tokenizer"]
+    export.write(out, read, tokenizer)
+
+
+LAYOUTS = {"native": write_native, "diffusers": write_diffusers}
+
+
+@configuration.verb("convert")
+def main(cfg: DictConfig) -> None:
+    print(f"converted: {convert(cfg)}")
+
+
+if __name__ == "__main__":
+    main()

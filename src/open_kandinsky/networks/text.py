@@ -1,0 +1,51 @@
+"""The decoder's multilingual text encoder, by transformers: the one place where it is run."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from einops import rearrange
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from open_kandinsky.networks.clip import Text
+
+
+class MultilingualClip(nn.Module):
+    """M-CLIP: XLM-RoBERTa, and the mean of its states projected into CLIP's space (Carlsson et al. 2022).
+
+    Kandinsky 2.1's decoder reads all states, those of padding included. `transformer` holds XLMRobertaConfig's numbers,
+    `tokenizer` is a folder of transformers'.
+    """
+
+    def __init__(self, *, dim: int, length: int, transformer: Mapping[str, Any], tokenizer: str) -> None:
+        from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
+
+        super().__init__()
+        self.length = length
+        self.transformer: Any = XLMRobertaModel(XLMRobertaConfig(**transformer))
+        self.project = nn.Linear(transformer["hidden_size"], dim)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+
+    def encode_text(self, captions: Sequence[str]) -> Text:
+        """A caption that is too long loses its tail, keeps its end, and is warned of."""
+        for caption in captions:
+            # A token has one letter at least, but for the two ends and a mark of the beginning.
+            if len(caption) + 3 > self.length and len(self.tokenizer(caption).input_ids) > self.length:
+                warnings.warn(f"longer than {self.length} tokens, its end is not read: {caption!r}", stacklevel=2)
+        padded = self.tokenizer(
+            list(captions), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+        )
+        device = self.project.weight.device
+        return self.encode_tokens(padded.input_ids.to(device), padded.attention_mask.bool().to(device))
+
+    def encode_tokens(self, token: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Text:
+        """`mask` is True on what is no padding."""
+        tokens = self.transformer(input_ids=token, attention_mask=mask.long()).last_hidden_state
+        words = rearrange(mask, "b n -> b n 1").to(tokens.dtype)
+        mean = (tokens * words).sum(1) / words.sum(1)
+        return Text(tokens, self.project(mean), mask)
+
+    def null_text(self) -> Text:
+        """What guidance extrapolates from: the empty caption."""
+        return self.encode_text([""])

@@ -1,0 +1,5 @@
+"""The original Kandinsky 2.1 files: keys, structure, folders."""
+
+from open_kandinsky.weights.kandinsky21.keys import STATISTICS, movq, prior, unet
+
+__all__ = ["STATISTICS", "movq", "prior", "unet"]

@@ -1,0 +1,73 @@
+"""Where the weights of a system lie: which folder holds which part, and in whose form."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from open_kandinsky.weights.part import PARTS, TEXT, Part
+
+Source = str | Path | Mapping[str, str | Path]
+Find = Callable[[str, Path], Part | None]  # one form's way of finding a part below a folder
+# A folder named for one part alone may be a pipeline, with others beside it.
+COMPANIONS = {"clip": ("prior",), "movq": ("decoder",), TEXT: ("decoder",)}
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.yaml"]
+
+
+def parts(source: Source, finds: Sequence[Find]) -> dict[str, Part]:
+    """Every part of a system, the text encoder only where there is one.
+
+    `source` is a folder, or for some parts a folder each, "" being the others'. ValueError where a part is missing.
+    """
+    given = folders(source)
+    found = {part: first(part, [given[name] for name in asked(part, given)], finds) for part in (*PARTS, TEXT)}
+    for part in PARTS:
+        if found[part] is None:
+            raise ValueError(not_found(part, given))
+    return {part: there for part, there in found.items() if there is not None}
+
+
+def folders(source: Source) -> dict[str, Path]:
+    """By the part that a folder is for. ValueError for a name that is no part."""
+    given = dict(source) if isinstance(source, Mapping) else {"": source}
+    unknown = set(given) - {"", *PARTS, TEXT}
+    if unknown:
+        raise ValueError(
+            f"weights: no part is called {sorted(unknown)[0]!r}; the parts are {', '.join(PARTS)}, and text"
+        )
+    return {part: fetched(folder) for part, folder in given.items()}
+
+
+def asked(part: str, given: Mapping[str, Path]) -> list[str]:
+    """Under which names a part is looked for, best first: a folder of its own is the only one."""
+    return [part] if part in given else [name for name in ("", *COMPANIONS.get(part, ())) if name in given]
+
+
+def first(part: str, among: Sequence[Path], finds: Sequence[Find]) -> Part | None:
+    each = (find(part, folder) for folder in among for find in finds)
+    return next((found for found in each if found is not None), None)
+
+
+def not_found(part: str, given: Mapping[str, Path]) -> str:
+    root = given.get(part) or (given.get("", Path(".")) / part)
+    there = sorted(path.name for path in root.iterdir())[:6] if root.is_dir() else "no such folder"
+    known = "(or folders of diffusers' Kandinsky 2.1 or 2.2, prior/ and decoder/, or original 2.1 files)"
+    wanted = f"the {part} is looked for in {root}, which should hold config.yaml and weights.safetensors {known}"
+    return f"weights: {wanted}; found: {there}. A run that was stopped has none: resume it"
+
+
+def fetched(folder: str | Path) -> Path:
+    """A folder as it is, or what the hub has by that name. ValueError where there is neither."""
+    path = Path(folder)
+    if path.exists() or not HUB_ID.fullmatch(str(folder)):
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        told = f"{folder}: no such folder; to fetch it from the Hugging Face hub, pip install huggingface_hub"
+        raise ValueError(told) from error
+    try:
+        return Path(snapshot_download(str(folder), allow_patterns=HUB_FILES))
+    except Exception as error:  # of many kinds, one for each way to be without a network
+        told = f"{folder}: no such folder, and the Hugging Face hub did not give it ({type(error).__name__})"
+        raise ValueError(f"{told}; check the spelling, or fetch it where there is a network") from error
