@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "callbacks": {"stages", "metrics", "diffusion", "networks", "data.batch"},
     "weights": {"networks"},
     "pipeline": {"networks", "diffusion", "data", "weights"},
+    "modes": {"pipeline", "data"},
     "load": {"pipeline", "networks", "diffusion", "data", "weights", "stages", "configuration"},
     "evaluation": {"pipeline", "metrics", "data", "networks", "diffusion", "weights"},
     "atomic": set(),

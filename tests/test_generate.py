@@ -12,6 +12,7 @@ from open_kandinsky import configuration
 from open_kandinsky.data.prompts import read_prompts
 from open_kandinsky.evaluation import gallery
 from open_kandinsky.evaluation.gallery import read_parameters
+from open_kandinsky.failures import message
 from open_kandinsky.generate import generate, main
 from open_kandinsky.weights import store
 
@@ -142,6 +143,133 @@ def test_a_mix_tells_pictures_from_texts(asked, picture):
     out = generate(asked("mode=mix", *parts, "count=2"))
     assert manifest(out)[1]["prompt"] == f"0.3 * {picture} + 0.7 * a red circle"
     assert len(set(numbered(out).values())) == 2
+
+
+def test_pictures_between_two_have_one_seed(asked, picture):
+    ends = f"between=['{picture}', 'a blue square']"
+    few = ["mode=interpolate", "count=3", "seed=7", "prior_steps=2", "sampler=ddim"]
+    together = generate(asked(ends, *few, out="a"))
+    lines = manifest(together)
+    assert [(line["prompt"], line["seed"], line["at"]) for line in lines] == [
+        (f"{picture} to a blue square", 7, at) for at in (0.0, 0.5, 1.0)
+    ]
+    assert levels(together) == pytest.approx(levels(generate(asked(ends, *few, "batch_size=1", out="b"))), abs=1)
+    assert len(set(numbered(together).values())) == 3
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two pictures, a mask for each that is white on its right half, and one that is black."""
+    for i, size in enumerate([(50, 40), (24, 33)]):
+        noise = np.random.default_rng(i).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"photo{i}.png")
+        mask = Image.new("L", size)
+        mask.paste(255, (size[0] // 2, 0, *size))
+        mask.save(tmp_path / f"mask{i}.png")
+    Image.new("L", (50, 40)).save(tmp_path / "black.png")
+    return tmp_path
+
+
+def levels(folder):
+    """Of all pictures, in order."""
+    return np.concatenate([np.asarray(Image.open(path), dtype=int).ravel() for path in sorted(folder.glob("0*.png"))])
+
+
+def test_images_are_redrawn_at_their_own_sizes(asked, photos):
+    images = f"images=['{photos}/photo0.png', '{photos}/photo1.png']"
+    few = ["mode=image_to_image", "prior_steps=2", "sampler=ddim", "steps=6", "count=2", "strength=0.5"]
+    out = generate(asked(images, "prompts=[a red circle]", *few, out="a"))
+    lines = manifest(out)
+    assert [line["image"] for line in lines] == [f"{photos}/photo{i}.png" for i in (0, 0, 1, 1)]
+    assert [line["size"] for line in lines] == [[50, 40], [50, 40], [24, 33], [24, 33]]
+    assert [Image.open(out / line["file"]).size for line in lines] == [(50, 40), (50, 40), (24, 33), (24, 33)]
+    assert {(line["strength"], line["prompt"]) for line in lines} == {(0.5, "a red circle")}
+    assert [line["seed"] for line in lines] == [0, 1, 2, 3]
+    apart = generate(asked(images, "prompts=[a red circle]", *few, "batch_size=1", out="b"))
+    assert levels(out) == pytest.approx(levels(apart), abs=1)
+
+
+def test_the_usual_strength_is_written_down(asked, photos):
+    few = ["mode=image_to_image", "prior_steps=2", "steps=4", f"images=['{photos}/photo0.png']"]
+    [line] = manifest(generate(asked("prompts=[a red circle]", *few)))
+    assert line["strength"] == 0.3
+
+
+def test_a_mask_decides_the_picture(asked, photos):
+    """Gone on with by the same request alone: a mask of the same name that was drawn anew is another."""
+    request = ["mode=inpaint", "prior_steps=2", f"images=['{photos}/photo0.png']", f"masks=['{photos}/mask0.png']"]
+    cfg = asked("prompts=[a red circle]", *request)
+    [line] = manifest(generate(cfg))
+    assert (line["image"], line["mask"]) == (f"{photos}/photo0.png", f"{photos}/mask0.png")
+    Image.new("L", (50, 40), 255).save(photos / "mask0.png")
+    with pytest.raises(ValueError, match="another request, which differs in images_sha256"):
+        generate(cfg)
+
+
+def test_a_prompt_and_a_mask_for_each_image(asked, photos):
+    images, masks = ("', '".join(f"{photos}/{name}{i}.png" for i in (0, 1)) for name in ("photo", "mask"))
+    files = [f"images=['{images}']", f"masks=['{masks}']"]
+    out = generate(asked("mode=inpaint", "prior_steps=2", "prompts=[a red circle, a blue square]", *files))
+    assert [(line["prompt"], Path(line["image"]).name, Path(line["mask"]).name) for line in manifest(out)] == [
+        ("a red circle", "photo0.png", "mask0.png"),
+        ("a blue square", "photo1.png", "mask1.png"),
+    ]
+
+
+def test_a_picture_is_made_larger(asked, photos):
+    request = ["mode=outpaint", "prior_steps=2", f"images=['{photos}/photo0.png']", "margins=[8,4,0,3]"]
+    [line] = manifest(generate(asked("prompts=[a red circle]", *request)))
+    assert line["margins"] == [8, 4, 0, 3] and line["size"] == [62, 43]
+
+
+def test_the_decoders_negative_prompt_decides_the_picture(asked):
+    one = generate(asked(out="a"))
+    two = generate(asked("negative_decoder_prompt='a blue cross'", out="b"))
+    assert manifest(two)[0]["negative_decoder_prompt"] == "a blue cross"
+    assert abs(levels(one) - levels(two)).max() > 4
+
+
+EDIT_MISTAKES = {
+    "mode=image_to_image prompts=[a]": "nothing to draw: mode=image_to_image needs images, and prompts",
+    "mode=image_to_image images=[{}/photo0.png]": "nothing to draw: mode=image_to_image needs images, and prompts",
+    "mode=image_to_image prompts=[a] images=[{}/photo0.png] strength=0": "strength=0: above 0, at most 1",
+    "mode=image_to_image prompts=[a] images=[{}/photo0.png] strength=2": "strength=2: above 0, at most 1",
+    "mode=image_to_image prompts=[a] images=[{}/photo0.png] strength=nan": "strength=nan: above 0",
+    "mode=image_to_image prompts=[a] images=[{}/photo0.png] strength=half": "strength=half: not a number",
+    "mode=image_to_image prompts=[a] images=[{}/photo0.png] size=64": "does not read size",
+    "mode=image_to_image prompts=[a] images=[{}/photo0.png]": "strength=0.3 of 2 steps is not one step",
+    "mode=image_to_image prompts=[a,b,c] images=[{}/photo0.png,{}/photo1.png]": "3 prompts, 2 images: give one",
+    "mode=image_to_image prompts=[a] images=[{}/one.png]": "one.png: not a usable image",
+    "mode=image_to_image prompts=[a] images=[{}/small.png]": "small.png: a picture of 40x7 pixels: sides are at least",
+    "mode=image_to_image prompts=[a] images=[{}/wide.png]": "wide.png: a picture of 20000x8 pixels: sides are at most",
+    "mode=variations images=[{}/small.png]": "small.png: a picture of 40x7 pixels: sides are at least",
+    "mode=inpaint prompts=[a] images=[{}/photo0.png]": "no masks: nothing to draw; give at least one",
+    "mode=inpaint prompts=[a] images=[{}/photo0.png] masks=[gone.png]": "no such picture: 'gone.png'",
+    "mode=inpaint prompts=[a] images=[{}/photo0.png] masks=[{}/mask1.png]": "mask1.png: a mask of 24x33 pixels for a",
+    "mode=inpaint prompts=[a] images=[{}/photo0.png] masks=[{}/black.png]": "black.png: the mask is nowhere white",
+    "mode=outpaint prompts=[a] images=[{}/photo0.png]": "margins=[]: [left, right, top, bottom], four whole numbers",
+    "mode=outpaint prompts=[a] images=[{}/photo0.png] margins=8": "margins=8: [left, right, top, bottom]",
+    "mode=outpaint prompts=[a] images=[{}/photo0.png] margins=[8,8,-1,0]": "top=-1: a margin is a whole number",
+    "mode=outpaint prompts=[a] images=[{}/photo0.png] margins=[0,0,0,0]": "all margins are 0",
+    "mode=outpaint prompts=[a] images=[{}/photo0.png] margins=[9000,0,0,0]": "a picture of 9050x40 pixels: sides",
+    "mode=interpolate count=3": "nothing to draw: mode=interpolate needs between",
+    "mode=interpolate between=[a,b]": "count=1: mode=interpolate draws at least 2 pictures",
+    "mode=interpolate between=[a,b,c] count=3": "between=['a', 'b', 'c']: the two ends",
+    "mode=mix parts=[a,b] part_weights=[0,0]": "give finite numbers that are not all 0",
+    "masks=[{}/mask0.png]": "mode=text_to_image does not read masks",
+    "strength=0.3": "mode=text_to_image does not read strength",
+}
+
+
+@pytest.mark.parametrize("typed", EDIT_MISTAKES)
+def test_a_mistaken_edit_is_told_and_nothing_is_written(asked, photos, typed):
+    Image.new("RGB", (1, 1)).save(photos / "one.png")
+    Image.new("RGB", (40, 7)).save(photos / "small.png")
+    Image.new("RGB", (20000, 8)).save(photos / "wide.png")
+    with pytest.raises(ValueError) as refusal:
+        generate(asked(*typed.replace("{}", str(photos)).split()))
+    assert EDIT_MISTAKES[typed] in str(refusal.value) and message(refusal.value)
+    assert not (photos / "out").exists()
 
 
 def test_prompts_from_a_text_file(tmp_path, asked):

@@ -2,7 +2,7 @@
 
 import torch
 
-from open_kandinsky.diffusion.denoise import clamp, denoiser, dynamic_threshold, keep_known
+from open_kandinsky.diffusion.denoise import clamp, denoiser, dynamic_threshold, first_threshold, keep_known
 from open_kandinsky.diffusion.parameterisation import Denoised, Eps
 from open_kandinsky.diffusion.process import diffuse
 
@@ -43,6 +43,16 @@ def test_dynamic_threshold_lets_an_image_within_one_pass():
     denoised = dynamic_threshold(says(image), 0.995)(torch.zeros_like(image), T)
     assert denoised.x_0.equal(image)
     assert denoised.fraction is FRACTION
+
+
+def test_first_threshold_is_the_first_images_for_all():
+    """As the official code: within a batch, an image depends on another."""
+    images = torch.stack([torch.linspace(-4, 4, 101), torch.linspace(-9, 9, 101), torch.linspace(-0.5, 0.5, 101)])
+    denoised = first_threshold(says(images), 0.9)(torch.zeros_like(images), T)
+    torch.testing.assert_close(denoised.x_0, images.clamp(-3.6, 3.6) / 3.6)
+    assert denoised.fraction is FRACTION
+    reverse = first_threshold(says(images.flip(0)), 0.9)(torch.zeros_like(images), T).x_0
+    assert reverse.equal(images.flip(0).clamp(-1, 1)), "the first is within one, so that all are clamped at one"
 
 
 def test_keep_known():

@@ -100,6 +100,39 @@ def test_a_named_sampler_keeps_precision_and_images_apart(name):
     assert together[1:].equal(run([4]))
 
 
+def test_the_official_ancestral_sampler_clamps_and_thresholds_by_the_first():
+    """One step from T-1 returns x_0 itself: of 101 numbers up to 5 the quantile 0.995 is, clamped, 2."""
+    wide = torch.stack([torch.linspace(-5, 5, 101), torch.linspace(-1, 1, 101)]).double()
+
+    def run(x_0):
+        return named("ddpm_official")(says(x_0), torch.ones_like(x_0), LINEAR, 1, silence())
+
+    torch.testing.assert_close(run(wide), torch.stack([wide[0].clamp(-2, 2) / 2, wide[1] / 2]))
+    torch.testing.assert_close(run(wide.flip(0)), torch.stack([wide[1], wide[0].clamp(-1, 1)]))
+    torch.testing.assert_close(run(wide[1:]), wide[1:])
+
+
+def test_the_official_ancestral_sampler_is_the_plain_one_within_its_limits():
+    noises = list(torch.randn(11, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+
+    def denoise(x_t, t):
+        return Denoised(x_t.tanh(), None)
+
+    plain, own = (named(name)(denoise, noises[0], LINEAR, 10, iter(noises[1:])) for name in ("ddpm", "ddpm_official"))
+    assert torch.equal(plain, own)
+
+
+def test_the_official_ddim_takes_as_many_steps_as_it_did():
+    times = []
+
+    def denoise(x_t, t):
+        times.append(int(t[0]))
+        return Denoised(x_t * 0.5, None)
+
+    named("ddim_official")(denoise, torch.ones(1, 1, dtype=torch.float64), LINEAR, 30, silence())
+    assert times == [33 * i + 1 for i in range(31)][::-1]
+
+
 def test_unknown_name_names_the_nearest():
     with pytest.raises(ValueError, match="sampler='dimm': no such sampler; nearest 'ddim'; known: ddpm, ddim, plms"):
         named("dimm")

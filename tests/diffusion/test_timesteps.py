@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from open_kandinsky.diffusion import schedule
-from open_kandinsky.diffusion.timesteps import descending, leading, spaced, uniform
+from open_kandinsky.diffusion.timesteps import descending, last, leading, spaced, uniform
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden_schedules.json").read_text())
 ALPHA_BAR = schedule.linear(T=1000, beta_min=0.00085, beta_max=0.012)
@@ -80,3 +80,31 @@ def test_a_grid_past_the_end_is_refused(spacing, n):
     """The official code reads past its tables here."""
     with pytest.raises(ValueError, match="would visit t=1000, past the last, 999"):
         spacing(ALPHA_BAR, n)
+
+
+@pytest.mark.parametrize("spacing", [spaced, uniform, leading, descending])
+def test_one_step_begins_at_the_noisiest(spacing):
+    """The official range(0, T, T) + 1 would begin at t = 1, where pure noise is taken for a finished picture."""
+    assert spacing(ALPHA_BAR, 1).t.tolist() == [999]
+
+
+@pytest.mark.parametrize("n", [501, 600, 750, 999])
+def test_leading_spans_the_table_above_half_of_it(n):
+    """Strides of one would begin at t = n; they are one and two, and none is skipped at n = 999."""
+    t = leading(ALPHA_BAR, n).t
+    assert len(t) == n and int(t[0]) == 999 and int(t[-1]) == 1
+    assert set((-t.diff()).tolist()) <= {1, 2}
+
+
+def test_a_refusal_names_the_number_that_was_asked_for():
+    with pytest.raises(ValueError, match="steps=501: .* past the last, 999; 500 steps fit"):
+        uniform(ALPHA_BAR, 501)
+
+
+@pytest.mark.parametrize("spacing", GRIDS)
+@pytest.mark.parametrize("n", [1, 3, 10])
+def test_the_last_steps_of_a_grid(spacing, n):
+    grid = spacing(ALPHA_BAR, 10)
+    end = last(grid, n)
+    assert end.t.tolist() == grid.t.tolist()[10 - n :]
+    assert end.alpha_bar.tolist() == grid.alpha_bar.tolist()[10 - n :]

@@ -3,9 +3,15 @@
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from hydra.utils import instantiate
 
 from open_kandinsky import configuration
+from open_kandinsky.diffusion import schedule
+from open_kandinsky.diffusion.parameterisation import X0
+from open_kandinsky.networks.embedding import Standardise
+from open_kandinsky.networks.movq import MoVQ
+from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling
 from open_kandinsky.weights import store
 
 DIMS = ["dims.clip=32", "dims.clip_text_width=32", "dims.context=32"]
@@ -57,3 +63,55 @@ def untrained(part, root, *more):
     configuration.save(cfg, folder / "config.yaml")
     store.write(folder / store.WEIGHTS, network.state_dict())
     return folder
+
+
+class Lossless(MoVQ):
+    """In place of an autoencoder: the pixels of each 4 x 4 square as 48 channels, so that pictures come back whole."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.factor = 4
+        self.scale = torch.nn.Parameter(torch.ones(()), requires_grad=False)
+
+    def encode(self, pixels):
+        return rearrange(pixels, "b c (h p) (w q) -> b (c p q) h w", p=4, q=4)
+
+    def decode(self, z):
+        return rearrange(z, "b (c p q) h w -> b c (h p) (w q)", p=4, q=4)
+
+
+class Says(torch.nn.Module):
+    """In place of a U-Net: it says `answer(x_t, t)`, which is read as standardised x_0, and writes down what it saw."""
+
+    def __init__(self, answer, *, channels=48, beside=0):
+        super().__init__()
+        self.standardise = Standardise(channels)
+        self.standardise.set(torch.linspace(-0.5, 0.5, channels), torch.linspace(0.5, 2, channels))
+        self.conv_in = torch.nn.Conv2d(channels + beside, 1, 1)
+        self.factor, self.answer, self.channels = 2, answer, channels
+        self.seen, self.contexts = [], []
+
+    def context(self, image_emb, text_tokens, text_emb):
+        self.contexts.append((image_emb, text_tokens, text_emb))
+
+    def forward(self, x, t, context):
+        self.seen.append((x.clone(), t.clone()))
+        return self.answer(x[:, : self.channels], t)
+
+
+def spoken(pipe, answer, *, beside=0, steps=10, scale=1.0, sampler="ddpm", clamp=None):
+    """`pipe` with pictures that come back whole, and the decoder that `Says`."""
+    return Pipeline(
+        clip=pipe.clip,
+        text=pipe.text,
+        prior=pipe.prior,
+        decoder=Diffusion(
+            network=Says(answer, beside=beside),
+            alpha_bar=schedule.linear(T=1000, beta_min=0.00085, beta_max=0.012),
+            parameterisation=X0(),
+            sampling=Sampling(steps=steps, scale=scale, sampler=sampler, clamp=clamp),
+        ),
+        movq=Lossless(),
+        size=32,
+        device="cpu",
+    )

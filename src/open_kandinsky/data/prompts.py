@@ -67,3 +67,8 @@ def opened(path: str) -> Image.Image:
         return open_image(Path(path).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def part_of(part: str) -> str | Image.Image:
+    """A picture where there is one of that name, else the text itself."""
+    return opened(part) if is_picture(part) else part

@@ -35,13 +35,25 @@ def clamp(denoise: Denoise, limit: float) -> Denoise:
 
 def dynamic_threshold(denoise: Denoise, quantile: float) -> Denoise:
     """Saturate each image's x_0 at its own quantile of |x_0|, if above 1, and rescale (Saharia et al. 2022, 2.3)."""
+    return _threshold(denoise, lambda x_0: _quantile(x_0, quantile))
 
+
+def first_threshold(denoise: Denoise, quantile: float) -> Denoise:
+    """The same with the first image's quantile for the whole batch: a slip of Kandinsky 2.1's, kept by name."""
+    return _threshold(denoise, lambda x_0: _quantile(x_0[:1], quantile).expand(len(x_0)))
+
+
+def _threshold(denoise: Denoise, limit: Callable[[Tensor], Tensor]) -> Denoise:
     def thresholded(x_t: Tensor, t: Tensor) -> Denoised:
         x_0, fraction = denoise(x_t, t)
-        s = over(torch.quantile(x_0.flatten(1).abs().float(), quantile, dim=1).clamp(min=1), x_0)
+        s = over(limit(x_0).clamp(min=1), x_0)
         return Denoised(x_0.clamp(-s, s) / s, fraction)
 
     return thresholded
+
+
+def _quantile(x_0: Float[Tensor, "b ..."], quantile: float) -> Float[Tensor, "b"]:
+    return torch.quantile(x_0.flatten(1).abs().float(), quantile, dim=1)
 
 
 def keep_known(denoise: Denoise, known: Float[Tensor, "b ..."], keep: Float[Tensor, "b ..."]) -> Denoise:

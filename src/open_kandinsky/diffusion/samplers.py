@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from open_kandinsky.diffusion import timesteps
-from open_kandinsky.diffusion.denoise import Denoise
+from open_kandinsky.diffusion.denoise import Denoise, clamp, first_threshold
 from open_kandinsky.diffusion.process import diffuse, eps_from_x_0, over, posterior_mean, variance_bounds, x_0_from_eps
 from open_kandinsky.diffusion.timesteps import Grid, Spacing
 
@@ -98,16 +98,30 @@ def _half_log_snr(alpha_bar: Tensor) -> Tensor:
     return (alpha_bar.log() - (1 - alpha_bar).log()) / 2
 
 
+def unchanged(denoise: Denoise) -> Denoise:
+    return denoise
+
+
+def official(denoise: Denoise) -> Denoise:
+    """Kandinsky 2.1's p_sampler on x_0: clamped at 2, then thresholded by the batch's first image."""
+    return first_threshold(clamp(denoise, 2.0), 0.995)
+
+
 class Sampler(NamedTuple):
-    """A walk and the grid that it is used with."""
+    """A walk, the grid that it is used with, and what it makes of the denoiser's x_0 before a step."""
 
     walk: Walk
     spacing: Spacing
+    wrap: Callable[[Denoise], Denoise] = unchanged
 
     def __call__(
         self, denoise: Denoise, x_T: Float[Tensor, "b ..."], alpha_bar: Float[Tensor, "T"], steps: int, noise: Noise
     ) -> Float[Tensor, "b ..."]:
-        return self.walk(denoise, x_T, self.spacing(alpha_bar, steps), noise)
+        return self.along(self.spacing(alpha_bar, steps), denoise, x_T, noise)
+
+    def along(self, grid: Grid, denoise: Denoise, x_t: Float[Tensor, "b ..."], noise: Noise) -> Float[Tensor, "b ..."]:
+        """From x_t, at the grid's first timestep, to where the grid leads."""
+        return self.walk(self.wrap(denoise), x_t, grid, noise)
 
 
 SAMPLERS = {
@@ -115,6 +129,8 @@ SAMPLERS = {
     "ddim": Sampler(ddim, timesteps.leading),
     "plms": Sampler(plms, timesteps.leading),
     "dpmpp_2m": Sampler(dpmpp_2m, timesteps.descending),
+    "ddpm_official": Sampler(ddpm, timesteps.spaced, official),  # an image depends on the first of its batch
+    "ddim_official": Sampler(ddim, timesteps.uniform),  # 31 steps for 30
 }
 
 

@@ -33,15 +33,26 @@ def spaced(alpha_bar: Float[Tensor, "T"], n: int) -> Grid:
 
 
 def uniform(alpha_bar: Float[Tensor, "T"], n: int) -> Grid:
-    """Kandinsky 2.1's DDIM grid, range(0, T, T // n) + 1: it takes more than n steps where n does not divide T."""
+    """Kandinsky 2.1's DDIM grid, range(0, T, T // n) + 1: it takes more than n steps where n does not divide T.
+
+    Where it would read past the table, as the official code does (333 of 1000, any above T / 2), it is refused. One
+    step visits T-1 alone: the official grid would take pure noise for the picture as it is at t = 1.
+    """
     T = _check(alpha_bar, n)
-    return _grid(alpha_bar, [t + 1 for t in range(0, T, T // n)][::-1], end=float(alpha_bar[0]))
+    t = [t + 1 for t in range(0, T, T // n)][::-1] if n > 1 else [T - 1]
+    return _within(alpha_bar, n, t)
 
 
 def leading(alpha_bar: Float[Tensor, "T"], n: int) -> Grid:
-    """`uniform`, cut to exactly n steps (the same grid where n divides T)."""
+    """`uniform`, cut to exactly n steps (the same grid where n divides T).
+
+    Above T / 2, where strides of one would begin at t = n in place of near T, strides alternate between one and two;
+    n = T is past the table and refused. One step visits T-1 alone.
+    """
     T = _check(alpha_bar, n)
-    return _grid(alpha_bar, [i * (T // n) + 1 for i in range(n)][::-1], end=float(alpha_bar[0]))
+    strides = [i * (T // n) if 2 * n <= T else i * T // n for i in range(n)]
+    t = [at + 1 for at in strides][::-1] if n > 1 else [T - 1]
+    return _within(alpha_bar, n, t)
 
 
 def descending(alpha_bar: Float[Tensor, "T"], n: int) -> Grid:
@@ -50,14 +61,28 @@ def descending(alpha_bar: Float[Tensor, "T"], n: int) -> Grid:
     return _grid(alpha_bar, [round((T - 1) * i / n) for i in range(n, 0, -1)], end=1.0)
 
 
+def last(grid: Grid, n: int) -> Grid:
+    """The end of a grid: its last n steps, 1 to all of them."""
+    assert 1 <= n <= len(grid.t)
+    return Grid(grid.t[-n:], grid.alpha_bar[-n - 1 :])
+
+
 def _check(alpha_bar: Tensor, n: int) -> int:
     if not 1 <= n <= len(alpha_bar):
         raise ValueError(f"steps={n}: a schedule of {len(alpha_bar)} timesteps allows 1 to {len(alpha_bar)} steps")
     return len(alpha_bar)
 
 
+def _within(alpha_bar: Tensor, n: int, t: list[int]) -> Grid:
+    """A grid that begins one step late and so may end past the table; it leads to t = 0."""
+    T = len(alpha_bar)
+    if t[0] >= T:
+        raise ValueError(
+            f"steps={n}: this sampler's grid would visit t={t[0]}, past the last, {T - 1}; {T // 2} steps fit"
+        )
+    return _grid(alpha_bar, t, end=float(alpha_bar[0]))
+
+
 def _grid(alpha_bar: Tensor, t: list[int], end: float) -> Grid:
-    if t[0] >= len(alpha_bar):
-        raise ValueError(f"steps={len(t)}: this grid would visit t={t[0]}, past the last, {len(alpha_bar) - 1}")
     index = torch.tensor(t, device=alpha_bar.device)
     return Grid(index, torch.cat([alpha_bar[index], alpha_bar.new_tensor([end])]))
