@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from open_kandinsky.failures import message
-from open_kandinsky.load import fingerprints, load, network, parameters_on_meta, placed
-from open_kandinsky.weights.devices import at_home
+from open_kandinsky.load import fingerprints, load, parameters_on_meta, trained
+from open_kandinsky.weights.devices import Turns, at_home, placed
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_weights_of_another_network(copy, spoil):
 
 
 def test_an_encoder_alone(system):
-    assert network(system / "clip").image_size == (32, 32)
+    assert trained(system / "clip").image_size == (32, 32)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -172,6 +172,22 @@ def test_a_device_for_each_part(system):
     mapped = load(system, device={"": "cpu", "prior": "cpu:0"})
     one = load(system)
     assert mapped.text_to_embedding(["a"], steps=2).equal(one.text_to_embedding(["a"], steps=2))
+
+
+def test_parts_take_turns_on_a_device(system):
+    """`meta`, which keeps no values, stands for it: what comes back from it unharmed was never brought back."""
+    turns, a, b = Turns("meta"), torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)
+    state = {name: x.clone() for name, x in a.state_dict().items()}
+    for network in (a, b):
+        turns.seat(network)
+    with torch.inference_mode():
+        assert a(torch.ones(2, 2)).is_meta and a.weight.is_meta and not b.weight.is_meta
+        assert b(torch.ones(2, 2)).is_meta and b.running_mean.is_meta
+    assert all(x.equal(state[name]) for name, x in a.state_dict().items())
+    with pytest.raises(ValueError, match="the parts take turns on one device"):
+        load(system, device={"prior": "cpu"}, offload=True)
+    turning, plain = (load(system, offload=offload).text_to_image(["a"], steps=2) for offload in (True, False))
+    assert turning[0].tobytes() == plain[0].tobytes()
 
 
 def test_fingerprints_tell_systems_apart(system, copy):

@@ -11,7 +11,7 @@ from open_kandinsky.data.cache_files import read_manifest, read_shard
 from open_kandinsky.data.reading import Skipped, read_samples
 from open_kandinsky.data.transforms import ClipPixels, Pixels
 from open_kandinsky.failures import message
-from open_kandinsky.load import network
+from open_kandinsky.load import trained
 from open_kandinsky.precompute import Encoders, precompute
 
 
@@ -35,7 +35,7 @@ def test_what_is_kept_is_what_the_encoders_say(made, shapes, system):
     found, keys, captions = read_shard(made / "00001.safetensors")
     samples = list(read_samples([str(shapes / "shapes" / "train" / "00001.tar")], Skipped(max_bad_share=0.0)))
     assert keys == [s.key for s in samples] and captions == [s.caption for s in samples]
-    clip, movq = network(system / "clip"), network(system / "movq")
+    clip, movq = trained(system / "clip"), trained(system / "movq")
     text = clip.encode_text(captions)
     near = dict(rtol=1e-5, atol=1e-5)
     pixels = torch.stack([ClipPixels(size=32)(s.image) for s in samples])

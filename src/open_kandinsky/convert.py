@@ -18,12 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from open_kandinsky import atomic, configuration
-from open_kandinsky.load import agree, find, left_out, network, with_sampling
+from open_kandinsky.load import find, network, with_sampling
 from open_kandinsky.weights import store
 from open_kandinsky.weights.diffusers import export
 from open_kandinsky.weights.kandinsky21 import movqgan
 from open_kandinsky.weights.keymap import State
-from open_kandinsky.weights.part import TEXT, Part, Picked
+from open_kandinsky.weights.part import TEXT, Part, Picked, agree, left_out
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 WEIGHTS_OF = {"raw": movqgan.raw, "ema": movqgan.ema}

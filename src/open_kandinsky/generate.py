@@ -47,7 +47,7 @@ def generate(cfg: DictConfig) -> Path:
     gallery = Gallery(Path(wanted["out"]), request(wanted, mode, asked, weights), pictures)
     missing = gallery.missing()
     if missing:
-        pipe = load(wanted["weights"], device=wanted["device"])
+        pipe = load(wanted["weights"], device=wanted["device"], offload=wanted["offload"])
         with tqdm(total=len(pictures), initial=len(pictures) - len(missing), desc="pictures", unit="picture") as bar:
             for start in range(0, len(missing), wanted["batch_size"]):
                 batch = missing[start : start + wanted["batch_size"]]
@@ -106,7 +106,9 @@ def check(wanted: Mapping[str, Any]) -> None:
     if wanted["sampler"] is not None:
         named(wanted["sampler"])
     size_of(wanted)
-    check_device(wanted["device"])
+    device = wanted["device"]
+    for one in device.values() if isinstance(device, Mapping) else [device]:
+        check_device(one)
 
 
 def check_device(device: str) -> None:

@@ -24,34 +24,42 @@ from open_kandinsky.networks.condition import ImageCondition
 from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling
 from open_kandinsky.weights import source as sources
 from open_kandinsky.weights import store
-from open_kandinsky.weights.devices import Device, at_home
+from open_kandinsky.weights.devices import Device, Turns, at_home, one, placed
 from open_kandinsky.weights.diffusers import folder as diffusers
 from open_kandinsky.weights.kandinsky21 import folder as kandinsky21
 from open_kandinsky.weights.kandinsky21 import movqgan
 from open_kandinsky.weights.keymap import State
-from open_kandinsky.weights.part import PARTS, TEXT, Part, Picked
+from open_kandinsky.weights.part import TEXT, Part, Picked, agree, left_out
 from open_kandinsky.weights.source import Source
 
 logger = logging.getLogger(__name__)
-FACTS = ("clip", "clip_text_width", "text_length", "latent_channels", "quantise_latents")
 
 
 def load(
-    source: Source, *, device: Device | Mapping[str, Device] = "cpu", dtype: torch.dtype = torch.float32
+    source: Source,
+    *,
+    device: Device | Mapping[str, Device] = "cpu",
+    dtype: torch.dtype = torch.float32,
+    offload: bool = False,
 ) -> Pipeline:
     """The assembled system, in eval mode, from a folder or a mapping of some of its parts to folders.
 
     `load({"": "runs/quickstart", "prior": "runs/prior_linear"})` takes all parts from one folder but the prior.
     `device` may be a mapping, too; the parts that it does not name are where "" is, or on the CPU, and all results are
-    where the decoder is. Raises ValueError for a folder that is none, lacks a part, or holds parts that do not fit
-    together.
+    where the decoder is. With `offload` the parts take turns on the one device, where the largest must fit and not the
+    sum, and wait in main memory. Raises ValueError for a folder that is none, lacks a part, or holds parts that do not
+    fit together.
     """
     parts = find(source)
     agree(parts)
     devices = placed(device)
-    made = {part: network(found, dtype).to(devices[part]) for part, found in parts.items()}
     home = devices["decoder"]
-    made = {part: each if devices[part] == home else at_home(each, home) for part, each in made.items()}
+    if offload:
+        turns = Turns(one(device))
+        made = {part: turns.seat(network(found, dtype)) for part, found in parts.items()}
+    else:
+        made = {part: network(found, dtype).to(devices[part]) for part, found in parts.items()}
+        made = {part: each if devices[part] == home else at_home(each, home) for part, each in made.items()}
     diffusions = {part: diffusion(parts[part], part, made[part], home) for part in ("prior", "decoder")}
     return Pipeline(
         clip=made["clip"],
@@ -114,12 +122,16 @@ def config(folder: Path) -> DictConfig:
     return cfg
 
 
-def network(found: Part | str | Path, dtype: torch.dtype = torch.float32) -> Any:
+def trained(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The network of one stage's run folder, as `network` makes it."""
+    return network(of_run(Path(folder)), dtype)
+
+
+def network(part: Part, dtype: torch.dtype = torch.float32) -> Any:
     """A part's trained network, frozen, in eval mode; buffers, which are statistics, stay float32.
 
     ValueError for weights of another network, and for such as are no numbers.
     """
-    part = found if isinstance(found, Part) else of_run(Path(found))
     cfg = dict(part.config["stage"]["network"])
     if "tokenizer" in cfg:
         cfg["tokenizer"] = str(part.folder / cfg["tokenizer"])
@@ -133,11 +145,6 @@ def network(found: Part | str | Path, dtype: torch.dtype = torch.float32) -> Any
         state[name] = numbers(state[name], dtype if name in parameters else torch.float32, name, part.folder)
     made.load_state_dict(state, assign=True)
     return made.requires_grad_(False).eval()
-
-
-def left_out(dropped: Mapping[str, int]) -> str:
-    """What a source holds that is no weight of the network."""
-    return "left out by name: " + ", ".join(f"{name} ({count})" for name, count in dropped.items())
 
 
 def numbers(x: Tensor, dtype: torch.dtype, name: str, folder: Path) -> Tensor:
@@ -202,23 +209,3 @@ def text_encoder(parts: Mapping[str, Part], made: Mapping[str, Any]) -> Any:
         told = f"the decoder ({parts['decoder'].folder}) reads text states {width} wide, and CLIP's are {own} wide"
         raise ValueError(f"{told}: its own text encoder is missing; give its folder as text, {{text: FOLDER, ...}}")
     return made["clip"]
-
-
-def placed(device: Device | Mapping[str, Device]) -> dict[str, Device]:
-    """The device of each part; the text encoder's is CLIP's unless it is named."""
-    if not isinstance(device, Mapping):
-        return dict.fromkeys((*PARTS, TEXT), device)
-    if unknown := set(device) - {"", *PARTS, TEXT}:
-        raise ValueError(f"device: no part is called {min(unknown)!r}; the parts are {', '.join(PARTS)}, and text")
-    others = device.get("", "cpu")
-    return {part: device.get(part, others) for part in PARTS} | {TEXT: device.get(TEXT, device.get("clip", others))}
-
-
-def agree(parts: Mapping[str, Part]) -> None:
-    """ValueError where two parts were trained on different facts, such as CLIP's width."""
-    for fact in FACTS:
-        values = {name: part.config["dims"].get(fact) for name, part in parts.items()}
-        values = {name: value for name, value in values.items() if value is not None}
-        if len(set(values.values())) > 1:
-            seen = ", ".join(f"{name} ({parts[name].folder}) {value}" for name, value in values.items())
-            raise ValueError(f"weights that do not belong together: dims.{fact} is {seen}")

@@ -20,7 +20,7 @@ from open_kandinsky.data import cache_files
 from open_kandinsky.data.reading import Sample, Skipped, read_samples
 from open_kandinsky.data.transforms import ClipPixels, Pixels
 from open_kandinsky.data.urls import shard_urls
-from open_kandinsky.load import network
+from open_kandinsky.load import trained
 from open_kandinsky.networks.clip import Clip
 from open_kandinsky.networks.movq import MoVQ
 from open_kandinsky.weights import store
@@ -62,7 +62,7 @@ def precompute(cfg: DictConfig) -> Path:
     """Run it; returns the folder. ValueError where the folder was made by other encoders."""
     out = Path(cfg.out)
     folders = {name: Path(cfg[name]) for name in ("clip", "movq") if cfg[name] is not None}
-    made: dict[str, Any] = {name: network(folder).to(cfg.device) for name, folder in folders.items()}
+    made: dict[str, Any] = {name: trained(folder).to(cfg.device) for name, folder in folders.items()}
     facts = {"encoders": {name: store.sha256(folder / store.WEIGHTS) for name, folder in folders.items()}}
     facts |= {"image_size": cfg.image_size}
     cache_files.begin(out, facts)

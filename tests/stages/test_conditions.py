@@ -5,7 +5,7 @@ from makers.fitting import Repeated, fit, images, latents
 from makers.system import stage
 
 from open_kandinsky.data.cache_files import read_null
-from open_kandinsky.load import network
+from open_kandinsky.load import trained
 from open_kandinsky.networks.unet import Context
 from open_kandinsky.stages.conditions import Null
 
@@ -67,7 +67,7 @@ def test_a_prior_drops_text_by_a_tenth():
 
 def test_the_null_conditions_are_the_encoders_own(cached, system):
     """The empty caption, and the all-zero image after CLIP's normalisation."""
-    clip, found = network(system / "clip"), read_null(cached / "cache" / "train")
+    clip, found = trained(system / "clip"), read_null(cached / "cache" / "train")
     text = clip.encode_text([""])
     for name, value in (("text_tokens", text.tokens), ("text_emb", text.emb), ("text_mask", text.mask)):
         torch.testing.assert_close(found[name], value, rtol=0, atol=0)

@@ -53,4 +53,4 @@ class Standardise(nn.Module):
         return x * self._like(self.std, x) + self._like(self.mean, x)
 
     def _like(self, statistic: Tensor, x: Tensor) -> Tensor:
-        return statistic.to(x.dtype).reshape(-1, *[1] * (x.ndim - 2))
+        return statistic.to(x).reshape(-1, *[1] * (x.ndim - 2))

@@ -1,15 +1,34 @@
-"""Networks that live on another device than what they are given."""
+"""Networks that live on another device than what they are given, and networks that take turns on one device."""
 
 from collections.abc import Callable, Mapping
 from functools import wraps
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from open_kandinsky.weights.part import PARTS, TEXT
 
 Device = str | torch.device
 ANSWERS = ("forward", "encode_text", "encode_image", "encode_tokens", "null_text", "null_image", "encode", "decode")
 KEPT = ("prefix", "context")  # values that only the network itself reads: they stay where it is
+
+
+def placed(device: Device | Mapping[str, Device]) -> dict[str, Device]:
+    """The device of each part; the text encoder's is CLIP's unless it is named."""
+    if not isinstance(device, Mapping):
+        return dict.fromkeys((*PARTS, TEXT), device)
+    if unknown := set(device) - {"", *PARTS, TEXT}:
+        raise ValueError(f"device: no part is called {min(unknown)!r}; the parts are {', '.join(PARTS)}, and text")
+    others = device.get("", "cpu")
+    return {part: device.get(part, others) for part in PARTS} | {TEXT: device.get(TEXT, device.get("clip", others))}
+
+
+def one(device: Device | Mapping[str, Device]) -> Device:
+    if isinstance(device, Mapping):
+        raise ValueError(f"offload=true: the parts take turns on one device, and device={dict(device)} names several")
+    return device
 
 
 def at_home(network: Any, home: Device) -> Any:
@@ -19,6 +38,44 @@ def at_home(network: Any, home: Device) -> Any:
         if callable(method := getattr(network, name, None)):
             setattr(network, name, travelling(method, own, home if name in ANSWERS else own))
     return network
+
+
+class Turns:
+    """A device that holds the one network that runs. The others wait where they were loaded, in main memory.
+
+    Weights are copied to the device and never back: they are not trained here.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.waiting: list[tuple[Tensor, Tensor]] = []  # of the network that runs: its tensors, and what they were
+        self.running: nn.Module | None = None
+
+    def seat(self, network: Any) -> Any:
+        """The same network, which comes to the device when it is asked something."""
+        for name in (*ANSWERS, *KEPT):
+            if callable(method := getattr(network, name, None)):
+                setattr(network, name, self._called_in(network, travelling(method, self.device, self.device)))
+        return network
+
+    def _called_in(self, network: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def answers(*args: Any, **kwargs: Any) -> Any:
+            self.admit(network)
+            return method(*args, **kwargs)
+
+        return answers
+
+    @torch.inference_mode(False)  # parameters would not take tensors made in it
+    def admit(self, network: nn.Module) -> None:
+        if network is self.running:
+            return
+        for tensor, before in self.waiting:
+            tensor.data = before
+        self.running = network
+        self.waiting = [(x, x.data) for x in chain(network.parameters(), network.buffers())]
+        for tensor, before in self.waiting:
+            tensor.data = before.to(self.device)
 
 
 def travelling(method: Callable[..., Any], there: Device, back: Device) -> Callable[..., Any]:

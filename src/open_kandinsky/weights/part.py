@@ -10,6 +10,7 @@ from torch import Tensor
 from open_kandinsky.weights.keymap import State
 
 PARTS = ("clip", "movq", "prior", "decoder")
+FACTS = ("clip", "clip_text_width", "text_length", "latent_channels", "quantise_latents")
 TEXT = "text"  # the decoder's own text encoder: a system may have none
 
 
@@ -33,3 +34,18 @@ class Part:
     files: tuple[Path, ...]
     config: Mapping[str, Any]
     read: Callable[[State], Picked]
+
+
+def agree(parts: Mapping[str, Part]) -> None:
+    """ValueError where two parts were trained on different facts, such as CLIP's width."""
+    for fact in FACTS:
+        values = {name: part.config["dims"].get(fact) for name, part in parts.items()}
+        values = {name: value for name, value in values.items() if value is not None}
+        if len(set(values.values())) > 1:
+            seen = ", ".join(f"{name} ({parts[name].folder}) {value}" for name, value in values.items())
+            raise ValueError(f"weights that do not belong together: dims.{fact} is {seen}")
+
+
+def left_out(dropped: Mapping[str, int]) -> str:
+    """What a source holds that is no weight of the network."""
+    return "left out by name: " + ", ".join(f"{name} ({count})" for name, count in dropped.items())
