@@ -58,7 +58,7 @@ def test_a_picture_carries_what_it_was_made_by(asked, weights):
     text = read_parameters((out / "00003.png").read_bytes())
     assert (text["prompt"], text["seed"], text["mode"]) == ("a blue square", 10, "text_to_image")
     assert (text["steps"], text["scale"], text["sampler"]) == (2, 1.5, "ddpm")
-    assert (text["prior_steps"], text["prior_scale"]) == (2, 1.0)
+    assert (text["prior_steps"], text["prior_scale"], text["prior_sampler"]) == (2, 1.0, "ddpm")
     assert text["weights_sha256"]["decoder"] == store.sha256(weights / "decoder" / store.WEIGHTS)
     assert Image.open(out / "00003.png").size == (40, 24) and text["size"] == [40, 24]
 

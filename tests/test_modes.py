@@ -93,6 +93,13 @@ def test_the_decoder_is_guided_away_from_no_picture_or_from_a_prompt(real):
         torch.testing.assert_close(text_emb, empty.emb)
 
 
+def test_prior_and_decoder_have_samplers_of_their_own(embeddings):
+    pipe, drawn = embeddings
+    pipe.text_to_image(["a"], prior_sampler="ddim", prior_steps=3, sampler="dpmpp_2m", seeds=[5])
+    expected, other = (pipe.text_to_embedding(["a"], sampler=name, steps=3, seeds=[5]) for name in ("ddim", "ddpm"))
+    assert drawn[-1][0].equal(expected) and not drawn[-1][0].equal(other)
+
+
 # ---- the same picture in any batch
 
 

@@ -103,8 +103,9 @@ def check(wanted: Mapping[str, Any]) -> None:
     for name, kind in NUMBERS.items():
         if wanted[name] is not None and not isinstance(wanted[name], kind):
             raise ValueError(f"{name}={wanted[name]}: not a number")
-    if wanted["sampler"] is not None:
-        named(wanted["sampler"])
+    for name in ("sampler", "prior_sampler"):
+        if wanted[name] is not None:
+            named(wanted[name])
     size_of(wanted)
     device = wanted["device"]
     for one in device.values() if isinstance(device, Mapping) else [device]:
@@ -137,8 +138,8 @@ def request(
 def parameters(wanted: Mapping[str, Any], mode: Mode, pipe: Pipeline) -> dict[str, Any]:
     """How the pictures are drawn, where the weights decide that too."""
     prior, decoder = pipe.prior.sampling, pipe.decoder.sampling
-    own: dict[str, Any] = {"prior_steps": prior.steps, "prior_scale": prior.scale, "strength": STRENGTH}
-    own |= {"steps": decoder.steps, "scale": decoder.scale, "sampler": decoder.sampler}
+    own: dict[str, Any] = {"prior_steps": prior.steps, "prior_scale": prior.scale, "prior_sampler": prior.sampler}
+    own |= {"strength": STRENGTH, "steps": decoder.steps, "scale": decoder.scale, "sampler": decoder.sampler}
     return {name: own[name] if wanted[name] is None else wanted[name] for name in own if name in mode.reads}
 
 

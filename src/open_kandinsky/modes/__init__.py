@@ -5,7 +5,7 @@ from open_kandinsky.modes.request import Asked, Mode
 
 TEXTS = ("prompts", "prompts_file")
 DECODER = ("negative_decoder_prompt", "steps", "scale", "sampler")
-PRIOR = ("prior_steps", "prior_scale", "negative_prompt")
+PRIOR = ("prior_steps", "prior_scale", "prior_sampler", "negative_prompt")
 ALL, SIZED = PRIOR + DECODER, ("size", *DECODER)
 
 MODES = {

@@ -11,18 +11,22 @@ class Options(TypedDict, total=False):
 
     size: tuple[int, int] | None  # width and height in pixels; not where the size is an image's
     negative_prompt: str  # what the prior is guided away from
-    negative_decoder_prompt: (
-        str  # what the decoder is guided away from, by the prior's embedding; "": no picture at all
-    )
+    negative_decoder_prompt: str  # what the decoder is guided away from, by its embedding; "": no picture at all
     prior_steps: int | None
     prior_scale: Number | None
+    prior_sampler: str | None
     steps: int | None
     scale: Number | None
     sampler: str | None
     seeds: Sequence[int] | None  # one a picture, below 2^32; None: 0, 1, 2, ...
 
 
-OF_PRIOR = {"negative_prompt": "negative_prompt", "prior_steps": "steps", "prior_scale": "scale"}
+OF_PRIOR = {
+    "negative_prompt": "negative_prompt",
+    "prior_steps": "steps",
+    "prior_scale": "scale",
+    "prior_sampler": "sampler",
+}
 OF_MODE = {"negative_decoder_prompt", "seeds"}
 
 

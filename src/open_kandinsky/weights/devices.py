@@ -1,8 +1,7 @@
 """Networks that live on another device than what they are given, and networks that take turns on one device."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
-from itertools import chain
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from open_kandinsky.weights.part import PARTS, TEXT
 
 Device = str | torch.device
+Held = dict[str, Any]  # a module's tensors by name; a name may be without one
 ANSWERS = ("forward", "encode_text", "encode_image", "encode_tokens", "null_text", "null_image", "encode", "decode")
 KEPT = ("prefix", "context")  # values that only the network itself reads: they stay where it is
 
@@ -48,7 +48,7 @@ class Turns:
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self.waiting: list[tuple[Tensor, Tensor]] = []  # of the network that runs: its tensors, and what they were
+        self.waiting: list[tuple[Held, str, Tensor]] = []  # what the network that runs holds in main memory, and where
         self.running: nn.Module | None = None
 
     def seat(self, network: Any) -> Any:
@@ -66,16 +66,23 @@ class Turns:
 
         return answers
 
-    @torch.inference_mode(False)  # parameters would not take tensors made in it
     def admit(self, network: nn.Module) -> None:
         if network is self.running:
             return
-        for tensor, before in self.waiting:
-            tensor.data = before
+        for held, name, tensor in self.waiting:
+            held[name] = tensor
         self.running = network
-        self.waiting = [(x, x.data) for x in chain(network.parameters(), network.buffers())]
-        for tensor, before in self.waiting:
-            tensor.data = before.to(self.device)
+        self.waiting = [(held, name, x) for held in holders(network) for name, x in held.items() if x is not None]
+        for held, name, tensor in self.waiting:
+            there = tensor.to(self.device)
+            held[name] = nn.Parameter(there, requires_grad=False) if isinstance(tensor, nn.Parameter) else there
+
+
+def holders(network: nn.Module) -> Iterator[Held]:
+    """The dicts in which its modules keep their tensors: a tensor that is replaced there may be of any device."""
+    for module in network.modules():
+        yield module._parameters
+        yield module._buffers
 
 
 def travelling(method: Callable[..., Any], there: Device, back: Device) -> Callable[..., Any]:
