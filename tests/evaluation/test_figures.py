@@ -58,6 +58,14 @@ def test_lines_are_no_wider_than_the_cell_and_lose_no_word():
     assert list(figures.wrapped("", 112, 0)) == [""]
 
 
+@pytest.mark.parametrize("indent", [0, 17])
+def test_a_word_wider_than_the_cell_is_broken(indent):
+    path = "out/some_folder/with_a_long_name/00000.png"
+    lines = list(figures.wrapped(f"0.5 * {path} + x", 112, indent))
+    assert "".join(lines).replace(" ", "") == f"0.5*{path}+x"
+    assert max(map(figures.FONT.getlength, lines)) <= 112 and figures.FONT.getlength(lines[0]) <= 112 - indent
+
+
 def test_a_sheet_of_unequal_lists_is_refused(tmp_path):
     with pytest.raises(ValueError, match="1 pictures, 2 captions"):
         figures.samples_png(tmp_path / "samples.png", [Image.new("RGB", (8, 8))], ["one", "two"], 4)

@@ -72,15 +72,24 @@ def cell(image: Image.Image, caption: str, mark: bool | None, *, width: int) -> 
 
 
 def wrapped(text: str, width: int, indent: int) -> Iterator[str]:
-    """The lines of a text at most `width` pixels wide, the first less `indent`; a single word may be wider."""
+    """The lines of a text at most `width` pixels wide, the first less `indent`; a word that is wider is broken."""
     line = ""
-    for word in text.split():
+    for word in (piece for word in text.split() for piece in broken(word, width - indent)):
         longer = f"{line} {word}" if line else word
         if line and indent + FONT.getlength(longer) > width:
             yield line
             longer, indent = word, 0
         line = longer
     yield line
+
+
+def broken(word: str, width: int) -> Iterator[str]:
+    """A word as it is, or what of it goes into a line each: a path has no spaces."""
+    while FONT.getlength(word) > width:
+        n = max(1, next(n for n in range(len(word)) if FONT.getlength(word[: n + 1]) > width))
+        yield word[:n]
+        word = word[n:]
+    yield word
 
 
 def sheet(cells: Sequence[Image.Image], columns: int) -> Image.Image:
