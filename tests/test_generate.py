@@ -14,6 +14,7 @@ from open_kandinsky.evaluation import gallery
 from open_kandinsky.evaluation.gallery import read_parameters
 from open_kandinsky.failures import message
 from open_kandinsky.generate import generate, main
+from open_kandinsky.load import load
 from open_kandinsky.weights import store
 
 
@@ -57,8 +58,9 @@ def test_a_picture_carries_what_it_was_made_by(asked, weights):
     out = generate(asked("count=2", "seed=7", "size=[40,24]"))
     text = read_parameters((out / "00003.png").read_bytes())
     assert (text["prompt"], text["seed"], text["mode"]) == ("a blue square", 10, "text_to_image")
-    assert (text["steps"], text["scale"], text["sampler"]) == (2, 1.5, "ddpm")
-    assert (text["prior_steps"], text["prior_scale"], text["prior_sampler"]) == (2, 1.0, "ddpm")
+    decoder, prior = (getattr(load(weights), name).sampling for name in ("decoder", "prior"))
+    assert (text["steps"], text["scale"], text["sampler"]) == (2, decoder.scale, decoder.sampler)
+    assert (text["prior_steps"], text["prior_scale"], text["prior_sampler"]) == (2, prior.scale, prior.sampler)
     assert text["weights_sha256"]["decoder"] == store.sha256(weights / "decoder" / store.WEIGHTS)
     assert Image.open(out / "00003.png").size == (40, 24) and text["size"] == [40, 24]
 

@@ -74,7 +74,7 @@ def cell(image: Image.Image, caption: str, mark: bool | None, *, width: int) -> 
 def wrapped(text: str, width: int, indent: int) -> Iterator[str]:
     """The lines of a text at most `width` pixels wide, the first less `indent`; a word that is wider is broken."""
     line = ""
-    for word in (piece for word in text.split() for piece in broken(word, width - indent)):
+    for word in (piece for whole in text.split() for piece in broken(whole, width - indent)):
         longer = f"{line} {word}" if line else word
         if line and indent + FONT.getlength(longer) > width:
             yield line
