@@ -138,3 +138,12 @@ def write_originals(root):
     towers = {"text_config": {**TEXT, "vocab_size": 49408}, "vision_config": VISION}
     redrawn(CLIPModel(CLIPConfig(**towers, projection_dim=DIM))).save_pretrained(root / "clip")
     return networks
+
+
+def in_float64(scheduler, alpha_bar):
+    """With our tables: theirs are of float32."""
+    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    scheduler.alphas_cumprod, scheduler.alphas = alpha_bar, alpha_bar / before
+    scheduler.betas, scheduler.one = 1 - scheduler.alphas, alpha_bar.new_tensor(1.0)
+    scheduler.final_alpha_cumprod = alpha_bar[0]
+    return scheduler

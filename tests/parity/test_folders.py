@@ -2,17 +2,26 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
-from diffusers import KandinskyPipeline, KandinskyV22Pipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    KandinskyPipeline,
+    KandinskyV22Pipeline,
+    UNet2DConditionModel,
+)
 from diffusers.pipelines.kandinsky.text_encoder import MultilingualCLIP
 from makers import theirs
 from transformers import AutoTokenizer
 
 from open_kandinsky import configuration
 from open_kandinsky.convert import convert
+from open_kandinsky.diffusion import timesteps
 from open_kandinsky.load import load
+from open_kandinsky.pipeline import Sampling
 from open_kandinsky.weights.kandinsky21 import movqgan
 
 CAPTIONS = ["a red circle", "a", ""]
@@ -84,33 +93,63 @@ def test_22_has_no_text_encoder(of_22):
     assert pipe.size == 16 and pipe.decoder.sampling.clamp == 1 and pipe.decoder.sampling.sampler == "ddpm"
 
 
-@torch.no_grad()
-def test_exported_again_a_pipeline_runs_with_our_numbers(of_21, tmp_path):
-    """KandinskyPipeline of what we wrote against ours of what they wrote: text encoder, U-Net, schedule and MoVQ."""
-    out = convert(configuration.compose("convert", [f"from='{of_21}'", f"to='{tmp_path}/out'", "layout=diffusers"]))
-    reference = KandinskyPipeline.from_pretrained(out / "decoder").to(torch.float64)
+@pytest.fixture(scope="module", params=["2.1", "2.2"])
+def exported(request, of_21, of_22, tmp_path_factory):
+    """What they wrote as a pipeline of ours, and what we wrote of it as one of theirs; in float64.
+
+    A U-Net of random weights makes 1e-4 of float32's rounding in four steps.
+    """
+    source, kind = {"2.1": (of_21, KandinskyPipeline), "2.2": (of_22, KandinskyV22Pipeline)}[request.param]
+    out = tmp_path_factory.mktemp("exported") / "out"
+    convert(configuration.compose("convert", [f"from='{source}'", f"to='{out}'", "layout=diffusers"]))
+    reference = kind.from_pretrained(out / "decoder").to(torch.float64)
     reference.set_progress_bar_config(disable=True)
-    pipe = load(of_21, dtype=torch.float64)  # a U-Net of random weights makes 1e-4 of float32's rounding in four steps
-    reference.scheduler.alphas_cumprod = pipe.decoder.alpha_bar
-    reference.scheduler.final_alpha_cumprod = pipe.decoder.alpha_bar[0]
-    image_emb, z = draw(1, 32).double(), draw(1, 4, 8, 8).double()
-    nothing = pipe.clip.null_image()
-    options = {"height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 3.0, "latents": z}
-    reached = reference("a red circle", image_emb, nothing, output_type="pt", **options).images
-    mine = pipe.embedding_to_latent(
-        image_emb, ["a red circle"], steps=4, scale=3.0, sampler="ddim", x_T=z, noise=iter(())
+    return load(source, dtype=torch.float64), reference
+
+
+def spaced_ddpm(pipe, variance, steps):
+    """diffusers' ancestral sampler on the original 2.1's grid, and not on its own."""
+    scheduler = DDPMScheduler(
+        **theirs.BETAS, variance_type=variance, clip_sample=pipe.decoder.sampling.clamp is not None
     )
+    grid, walk = timesteps.spaced(pipe.decoder.alpha_bar, steps).t.tolist(), scheduler.set_timesteps
+    scheduler.set_timesteps = lambda _, device: walk(timesteps=grid, device=device)
+    return scheduler
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("size", [(16, 16), (40, 24)], ids=str)
+def test_exported_again_a_pipeline_runs_with_our_numbers(exported, sampler, size, monkeypatch):
+    """From embedding, prompt and noises to pixels, in 20 guided steps: text encoder, U-Net, sampler and MoVQ."""
+    pipe, reference = exported
+    prompted, clamps = pipe.text is not None, pipe.decoder.sampling.clamp is not None
+    if sampler == "ddim":
+        scheduler = DDIMScheduler(**theirs.BETAS, clip_sample=clamps, set_alpha_to_one=False)
+        scheduler.step = partial(scheduler.step, use_clipped_model_output=True)  # eps is that of the clamped x_0, here
+    else:
+        scheduler = spaced_ddpm(pipe, "learned_range" if prompted else "fixed_small", 20)
+    reference.scheduler = theirs.in_float64(scheduler, pipe.decoder.alpha_bar)
+    image_emb, noises = draw(1, 32).double(), draw(21, 1, *pipe.latent_shape(size)).double()
+    feed = iter(noises[1:])
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(feed))
+    given = (["a red circle"] if prompted else []) + [image_emb, pipe.clip.null_image()]
+    options = {"width": size[0], "height": size[1], "num_inference_steps": 20, "guidance_scale": 4.0}
+    reached = reference(*given, latents=noises[0], output_type="pt", **options).images
+    own = {"steps": 20, "scale": 4.0, "sampler": sampler, "x_T": noises[0], "noise": iter(noises[1:])}
+    mine = pipe.embedding_to_latent(image_emb, ["a red circle"], size=size, **own)
     assert mine.dtype == torch.float64
-    assert_same(pipe.movq.decode(mine), reached, rel=1e-10)
+    assert_same(pipe.movq.decode(mine), reached, rel=1e-8)
 
 
-def test_22_exported_again_is_a_pipeline(of_22, tmp_path):
+def test_22_exported_again_is_the_same_diffusion(of_22, tmp_path):
+    """Ancestral, its variance unused."""
     out = convert(configuration.compose("convert", [f"from='{of_22}'", f"to='{tmp_path}/out'", "layout=diffusers"]))
-    reference = KandinskyV22Pipeline.from_pretrained(out / "decoder")
-    reference.set_progress_bar_config(disable=True)
-    emb = draw(1, 32)
-    images = reference(emb, emb, height=16, width=16, num_inference_steps=2, output_type="pt").images
-    assert images.isfinite().all()
+    for folder in (of_22, out):
+        decoder = load(folder).decoder
+        assert type(decoder.parameterisation).__name__ == "UnusedRange"
+        assert decoder.sampling == Sampling(steps=50, scale=4.0, sampler="ddpm", clamp=1.0)
+    assert type(KandinskyV22Pipeline.from_pretrained(out / "decoder").scheduler).__name__ == "DDPMScheduler"
 
 
 def test_native_and_back_is_bit_exact(pipe, of_21, tmp_path):

@@ -14,6 +14,7 @@ from diffusers import (
     PNDMScheduler,
     UnCLIPScheduler,
 )
+from makers.theirs import in_float64
 
 from open_kandinsky.diffusion import schedule, timesteps
 from open_kandinsky.diffusion.denoise import clamp, denoiser, dynamic_threshold
@@ -25,14 +26,6 @@ COSINE = schedule.cosine(T=1000, s=0.008, beta_max=0.999)
 DECODER = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
 LEADING = {"set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
 SHAPE = (2, 3, 4, 4)
-
-
-def in_float64(scheduler, alpha_bar):
-    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-    scheduler.alphas_cumprod, scheduler.alphas = alpha_bar, alpha_bar / before
-    scheduler.betas, scheduler.one = 1 - scheduler.alphas, alpha_bar.new_tensor(1.0)
-    scheduler.final_alpha_cumprod = alpha_bar[0]
-    return scheduler
 
 
 def network(x_t, t):

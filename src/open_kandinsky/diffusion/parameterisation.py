@@ -100,3 +100,16 @@ class LearnedRange:
 
     def x_0_weight(self, alpha_bar: Tensor) -> Tensor:
         return self.mean.x_0_weight(alpha_bar)
+
+
+class UnusedRange:
+    """The same network, its second half unused: steps have the posterior's variance.
+
+    So diffusers samples Kandinsky 2.2's decoder, which was published with no other code.
+    """
+
+    def __init__(self, mean: Parameterisation) -> None:
+        self.target, self.x_0, self.x_0_weight = mean.target, mean.x_0, mean.x_0_weight
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        return output.chunk(2, dim=1)[0], None

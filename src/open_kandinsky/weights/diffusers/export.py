@@ -51,7 +51,7 @@ def write(out: Path, read: Read, tokenizer: Path | None) -> None:
         write_text(out / "decoder", read("text"), tokenizer)
     reasons = list(notes.not_stock(decoder.network, tokenizer is not None))
     if not reasons:
-        write_json(out / "decoder" / "model_index.json", decoder_index(decoder.network, version))
+        write_json(out / "decoder" / "model_index.json", decoder_index(decoder, version))
     atomic.write(out / "README.md", notes.readme(reasons, version, decoder.config, side))
 
 
@@ -130,10 +130,12 @@ def tokenizer_files(folder: Path) -> Iterator[Path]:
             yield folder / name
 
 
-def decoder_index(network: Mapping[str, Any], version: str) -> dict[str, Any]:
+def decoder_index(decoder: Weights, version: str) -> dict[str, Any]:
+    network = decoder.network
     inpaint = "Inpaint" if network["in_channels"] != network["latent_channels"] else ""
     index = {"unet": ["diffusers", "UNet2DConditionModel"], "movq": ["diffusers", "VQModel"]}
-    index |= {"scheduler": ["diffusers", "DDIMScheduler"]}
+    stage = scheduler.as_decoder_scheduler(decoder.config["stage"], decoder.config["sampling"])
+    index |= {"scheduler": ["diffusers", stage["_class_name"]]}
     if not version:
         index |= {"text_encoder": ["kandinsky", "MultilingualCLIP"]}
         index |= {"tokenizer": ["transformers", "XLMRobertaTokenizerFast"]}

@@ -7,6 +7,7 @@ Config = Mapping[str, Any]
 DIFFUSION = "open_kandinsky.diffusion"
 LINEAR, COSINE = f"{DIFFUSION}.schedule.linear", f"{DIFFUSION}.schedule.cosine"
 PREDICTIONS = {"sample": "X0", "epsilon": "Eps", "v_prediction": "V"}
+VARIANCES = {"learned_range": "LearnedRange", "fixed_small": "UnusedRange", "fixed_small_log": "UnusedRange"}
 SAMPLERS = {
     "UnCLIPScheduler": "ddpm",
     "DDPMScheduler": "ddpm",
@@ -14,6 +15,7 @@ SAMPLERS = {
     "PNDMScheduler": "plms",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
 }
+OF_DDIM = {"_class_name": "DDIMScheduler", "set_alpha_to_one": False}
 # Their cosine has these two numbers, which its config does not give.
 COSINE_NUMBERS = {"s": 0.008, "beta_max": 0.999}
 
@@ -28,7 +30,7 @@ def diffusion(cfg: Config, where: str, *, with_variance: bool) -> dict[str, Any]
     mean = parameterisation(cfg, where)
     stage = {"alpha_bar": alpha_bar(cfg, where), "parameterisation": mean}
     if with_variance:
-        stage["parameterisation"] = {"_target_": f"{DIFFUSION}.parameterisation.LearnedRange", "mean": mean}
+        stage["parameterisation"] = {"_target_": f"{DIFFUSION}.parameterisation.{variance(cfg, where)}", "mean": mean}
     return {"stage": stage, "sampling": {"sampler": SAMPLERS[name], "clamp": clamp(cfg)}}
 
 
@@ -54,6 +56,16 @@ def parameterisation(cfg: Config, where: str) -> dict[str, Any]:
     return {"_target_": f"{DIFFUSION}.parameterisation.{PREDICTIONS[name]}"}
 
 
+def variance(cfg: Config, where: str) -> str:
+    """What becomes of a variance that the network predicts; solvers without noise have no use for it."""
+    if cfg["_class_name"] not in ("DDPMScheduler", "UnCLIPScheduler"):
+        return "LearnedRange"
+    name = cfg.get("variance_type", "fixed_small")
+    if name not in VARIANCES:
+        raise ValueError(f"{where}: variance_type is {name!r}; known are {', '.join(VARIANCES)}")
+    return VARIANCES[name]
+
+
 def clamp(cfg: Config) -> float | None:
     """On |x_0|; the default of each class that has one is to clamp at 1."""
     clamps = cfg.get("clip_sample", cfg["_class_name"] in ("UnCLIPScheduler", "DDPMScheduler", "DDIMScheduler"))
@@ -77,12 +89,17 @@ def as_prior_scheduler(stage: Config, sampling: Config) -> dict[str, Any]:
 
 
 def as_decoder_scheduler(stage: Config, sampling: Config) -> dict[str, Any]:
-    """DDIMScheduler's, as Kandinsky 2.1's. ValueError for a schedule that is not linear."""
+    """DDIMScheduler's, as Kandinsky 2.1's; where a variance is unused DDPMScheduler's, as Kandinsky 2.2's.
+
+    ValueError for a schedule that is not linear.
+    """
     found = stage["alpha_bar"]
     if found["_target_"] != LINEAR:
         raise ValueError(f"the decoder's schedule is {found['_target_']}; diffusers' Kandinsky has a linear one")
+    unused = stage["parameterisation"]["_target_"].endswith(".UnusedRange")
+    own = {"_class_name": "DDPMScheduler", "variance_type": "fixed_small"} if unused else OF_DDIM
     return {
-        "_class_name": "DDIMScheduler",
+        **own,
         "beta_end": found["beta_max"],
         "beta_schedule": "linear",
         "beta_start": found["beta_min"],
@@ -90,7 +107,6 @@ def as_decoder_scheduler(stage: Config, sampling: Config) -> dict[str, Any]:
         "clip_sample_range": sampling["clamp"] or 1.0,
         "num_train_timesteps": found["T"],
         "prediction_type": predicts(stage),
-        "set_alpha_to_one": False,
         "steps_offset": 1,
         "thresholding": False,
     }
