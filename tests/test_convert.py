@@ -7,20 +7,24 @@ import subprocess
 import pytest
 import torch
 from diffusers import KandinskyPriorPipeline, PriorTransformer, UNet2DConditionModel, VQModel
-from makers.system import PARTS, untrained
+from makers.system import PARTS, config, untrained
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from open_kandinsky import configuration
 from open_kandinsky.convert import convert
 from open_kandinsky.load import load
+from open_kandinsky.train import train
+from open_kandinsky.weights import store
 
 DIFFUSERS = "layout=diffusers"
 CAPTIONS = ["a red circle", "two green squares on a blue ground"]
 
 
 def converted(source, out, *more):
-    return convert(configuration.compose("convert", [f"from='{source}'", f"to='{out}'", *more]))
+    each = [f"{part}: '{path}'" for part, path in source.items()] if isinstance(source, dict) else []
+    typed = f"{{{', '.join(each)}}}" if each else f"'{source}'"
+    return convert(configuration.compose("convert", [f"from={typed}", f"to='{out}'", *more]))
 
 
 @pytest.fixture(scope="module")
@@ -178,14 +182,39 @@ def test_nothing_is_overwritten(system, tmp_path):
 def test_choices_that_there_are_not(system, tmp_path):
     refused("layout=diffuser: no such choice; nearest 'diffusers'", system, tmp_path / "out", "layout=diffuser")
     refused("dtype=float23: no such choice; nearest 'float32'", system, tmp_path / "out", "dtype=float23")
+    refused("weights_of=rew: no such choice; nearest 'raw'", system, tmp_path / "out", "weights_of=rew")
     refused("weights_of=ema: .* holds one set of weights", system, tmp_path / "out", "weights_of=ema")
+
+
+def test_of_a_checkpoint_the_weights_or_their_average(system, cached, tmp_path):
+    run = train(config("decoder", cached, f"run_dir='{tmp_path}/run'", "data.val_path=null", "callbacks.ema.decay=0.5"))
+    last = run / "checkpoints" / "last.ckpt"
+    source = {"rest": system, "decoder": last}
+    kept = torch.load(last, weights_only=True)["state_dict"]
+    expected = {
+        "raw": {key.removeprefix("network."): x for key, x in kept.items()},
+        "ema": load_file(run / store.WEIGHTS),
+    }
+    expected["usual"] = expected["ema"]
+    for name, state in expected.items():
+        made = load_file(converted(source, tmp_path / name, f"weights_of={name}") / "decoder" / store.WEIGHTS)
+        assert made.keys() == state.keys() and all(made[key].equal(state[key]) for key in state), name
+    assert not all(expected["raw"][key].equal(x) for key, x in expected["ema"].items())
+    with pytest.raises(ValueError, match="last.ckpt: not the prior"):
+        load({"rest": system, "prior": last})
+
+
+def test_a_checkpoint_without_an_average(system, cached, tmp_path):
+    run = train(config("decoder", cached, f"run_dir='{tmp_path}/run'", "data.val_path=null", "~callbacks.ema"))
+    source = {"rest": system, "decoder": run / "checkpoints" / "last.ckpt"}
+    refused("weights_of=ema, but its run kept no average", source, tmp_path / "out", "weights_of=ema")
+    converted(source, tmp_path / "out")
 
 
 def test_a_prior_that_diffusers_has_not(system, tmp_path):
     other = untrained("prior_linear", tmp_path)
-    source = f"{{clip: '{system}', movq: '{system}', prior: '{other}', decoder: '{system}'}}"
-    with pytest.raises(ValueError, match="LinearPrior: diffusers has no such network"):
-        convert(configuration.compose("convert", [f"from={source}", f"to='{tmp_path}/out'", "layout=diffusers"]))
+    source = {"rest": system, "prior": other}
+    refused("LinearPrior: diffusers has no such network", source, tmp_path / "out", "layout=diffusers")
     assert [path.name for path in tmp_path.iterdir()] == ["prior_linear"]
 
 

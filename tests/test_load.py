@@ -53,10 +53,10 @@ def test_in_half_precision_the_schedule_stays_in_double(system):
 
 def test_parts_from_several_folders(system, tmp_path):
     other = untrained("prior_linear", tmp_path)
-    pipe = load({"": system, "prior": other})
+    pipe = load({"rest": system, "prior": other})
     assert type(pipe.prior.network).__name__ == "LinearPrior"
     assert asdict(pipe.prior.sampling) == OmegaConf.load(other / "config.yaml").sampling
-    refused({"": system, "priro": other}, "no part is called 'priro'; the parts are clip, movq, prior, decoder")
+    refused({"rest": system, "priro": other}, "no part is called 'priro'; the parts are clip, movq, prior, decoder")
 
 
 def test_a_part_that_is_missing(copy, tmp_path):
@@ -163,13 +163,13 @@ def test_a_device_for_each_part(system):
     """Results come home: `meta` stands for a second device."""
     network = at_home(torch.nn.Linear(2, 2), "meta")
     assert network(torch.ones(1, 2)).is_meta
-    assert placed({"": "cuda", "decoder": "cuda:1"}) == {
+    assert placed({"rest": "cuda", "decoder": "cuda:1"}) == {
         **dict.fromkeys(("clip", "movq", "prior", "text"), "cuda"),
         "decoder": "cuda:1",
     }
     with pytest.raises(ValueError, match="no part is called 'unet'"):
         placed({"unet": "cuda"})
-    mapped = load(system, device={"": "cpu", "prior": "cpu:0"})
+    mapped = load(system, device={"rest": "cpu", "prior": "cpu:0"})
     one = load(system)
     assert mapped.text_to_embedding(["a"], steps=2).equal(one.text_to_embedding(["a"], steps=2))
 
@@ -237,5 +237,5 @@ def test_a_checkpoint_that_is_spoilt(system, tmp_path, monkeypatch, how, told):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "prior_fp16.ckpt"
     spoilt(path, how)
-    refused({"": system, "prior": tmp_path}, f"prior_fp16.ckpt: {told}")
+    refused({"rest": system, "prior": tmp_path}, f"prior_fp16.ckpt: {told}")
     assert not (tmp_path / "ran").exists()

@@ -147,7 +147,7 @@ def test_images_of_any_mode_and_size_have_an_embedding(pipe, photo):
 
 
 def test_no_prior_is_the_captions_embedding(system, tmp_path):
-    pipe = load({"": system, "prior": untrained("prior_none", tmp_path)})
+    pipe = load({"rest": system, "prior": untrained("prior_none", tmp_path)})
     torch.testing.assert_close(pipe.text_to_embedding(PROMPTS), pipe.clip.encode_text(PROMPTS).emb)
 
 

@@ -2,6 +2,7 @@
 
 open-kandinsky convert from=runs/quickstart to=out/diffusers layout=diffusers
 open-kandinsky convert from='{prior: A, decoder: A, movq: movqgan_270M.ckpt}' to=out/native weights_of=ema
+open-kandinsky convert from='{rest: runs/quickstart, decoder: RUN/checkpoints/last.ckpt}' to=out/last weights_of=raw
 """
 
 import os
@@ -18,15 +19,19 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from open_kandinsky import atomic, configuration
-from open_kandinsky.load import find, network, with_sampling
-from open_kandinsky.weights import store
+from open_kandinsky.load import USUAL, Picks, find, network, with_sampling
+from open_kandinsky.weights import checkpoint, store
 from open_kandinsky.weights.diffusers import export
 from open_kandinsky.weights.kandinsky21 import movqgan
 from open_kandinsky.weights.keymap import State
 from open_kandinsky.weights.part import TEXT, Part, Picked, agree, left_out
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-WEIGHTS_OF = {"raw": movqgan.raw, "ema": movqgan.ema}
+WEIGHTS_OF = {
+    "usual": USUAL,
+    "raw": Picks(movqgan.raw, checkpoint.raw),
+    "ema": Picks(movqgan.ema, checkpoint.ema),
+}
 SUMS = "SHA256SUMS"  # as sha256sum -c reads it; written last
 
 
@@ -85,9 +90,11 @@ def chosen(key: str, value: Any, among: Mapping[str, Any]) -> Any:
 
 
 def refuse_idle(weights_of: str, parts: Mapping[str, Part]) -> None:
-    """ValueError where averages are asked for and no part has a choice: a run's folder holds one set of weights."""
-    if weights_of == "ema" and parts["movq"].files[0].suffix in (".safetensors", ".bin"):
-        raise ValueError(f"weights_of=ema: {parts['movq'].files[0]} holds one set of weights; take weights_of=raw")
+    """ValueError where a choice is made and no part has one: a run's folder holds one set of weights."""
+    if weights_of != "usual" and not any(part.choice for part in parts.values()):
+        file = parts["movq"].files[0]
+        told = f"weights_of={weights_of}: {file} holds one set of weights, and so do the other parts'"
+        raise ValueError(f"{told}; name a training's checkpoint, as {{rest: ..., decoder: RUN/checkpoints/last.ckpt}}")
 
 
 def write_native(out: Path, parts: Mapping[str, Part], dtype: torch.dtype, bar: tqdm) -> None:

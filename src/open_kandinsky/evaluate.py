@@ -22,7 +22,7 @@ def evaluate(cfg: DictConfig) -> Any:
     out = Path(cfg.out)
     if (out / "metrics.json").exists():
         raise ValueError(f"out={out} holds metrics already, and none are overwritten: choose another folder")
-    pipes = {called(prior): load({"": cfg.weights, "prior": Path(cfg.weights) / prior}) for prior in cfg.priors}
+    pipes = {called(prior): load({"rest": cfg.weights, "prior": Path(cfg.weights) / prior}) for prior in cfg.priors}
     scored = instantiate(cfg.protocol)(pipes)
     out.mkdir(parents=True, exist_ok=True)
     metrics = {"protocol": "shapes", "metrics": scored.metrics, "images_sha256": scored.images_sha256}

@@ -6,11 +6,11 @@ with `load`, and so are folders of diffusers' Kandinsky 2.1 and 2.2 and of the o
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hydra.utils import instantiate
@@ -22,8 +22,8 @@ from yaml import YAMLError
 from open_kandinsky.configuration import CONF, refuse_foreign_targets
 from open_kandinsky.networks.condition import ImageCondition
 from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling
+from open_kandinsky.weights import checkpoint, store
 from open_kandinsky.weights import source as sources
-from open_kandinsky.weights import store
 from open_kandinsky.weights.devices import Device, Turns, at_home, one, placed
 from open_kandinsky.weights.diffusers import folder as diffusers
 from open_kandinsky.weights.kandinsky21 import folder as kandinsky21
@@ -35,6 +35,16 @@ from open_kandinsky.weights.source import Source
 logger = logging.getLogger(__name__)
 
 
+class Picks(NamedTuple):
+    """Which of the weights that a training's checkpoint holds: of MoVQGAN's, and of ours."""
+
+    movqgan: kandinsky21.Pick
+    ours: Callable[[Path], Picked]
+
+
+USUAL = Picks(movqgan.raw, checkpoint.usual)
+
+
 def load(
     source: Source,
     *,
@@ -44,7 +54,7 @@ def load(
 ) -> Pipeline:
     """The assembled system, in eval mode, from a folder or a mapping of some of its parts to folders.
 
-    `load({"": "runs/quickstart", "prior": "runs/prior_linear"})` takes all parts from one folder but the prior.
+    `load({"rest": "runs/quickstart", "prior": "runs/prior_linear"})` takes all parts from one folder but the prior.
     `device` may be a mapping, too; the parts that it does not name are where "" is, or on the CPU, and all results are
     where the decoder is. With `offload` the parts take turns on the one device, where the largest must fit and not the
     sum, and wait in main memory. Raises ValueError for a folder that is none, lacks a part, or holds parts that do not
@@ -71,12 +81,13 @@ def load(
     )
 
 
-def find(source: Source, pick: kandinsky21.Pick = movqgan.raw) -> dict[str, Part]:
+def find(source: Source, picks: Picks = USUAL) -> dict[str, Part]:
     """Each part as it lies on disk, the text encoder only where there is one. ValueError where one is missing.
 
-    `pick` says which weights of a MoVQGAN checkpoint are meant.
+    `picks` says which weights of a training's checkpoint are meant: of MoVQGAN's, and of ours.
     """
-    return sources.parts(source, [native, diffusers.find, partial(kandinsky21.find, pick=pick)])
+    finds = [partial(native, pick=picks.ours), diffusers.find, partial(kandinsky21.find, pick=picks.movqgan)]
+    return sources.parts(source, finds)
 
 
 def locate(source: Source) -> dict[str, Path]:
@@ -89,23 +100,32 @@ def fingerprints(source: Source) -> dict[str, str]:
     return {name: " ".join(store.sha256(file) for file in part.files) for name, part in find(source).items()}
 
 
-def native(part: str, folder: Path) -> Part | None:
-    """A part in our own form: a run's folder, or one below a system's folder."""
+def native(part: str, folder: Path, pick: Callable[[Path], Picked]) -> Part | None:
+    """A part in our own form: a run's folder, one below a system's folder, or a checkpoint in a run's folder."""
+    run = folder.parent.parent
+    if folder.suffix == ".ckpt" and folder.is_file() and (run / "config.yaml").is_file():
+        cfg = config(run)
+        return of_run(run, folder, pick, choice=True) if f".{part}." in cfg["stage"]["_target_"] else None
     places = [place for place in (folder, folder / part) if (place / store.WEIGHTS).is_file()]
-    return of_run(places[0]) if places else None
+    return exported(places[0]) if places else None
 
 
-def of_run(folder: Path) -> Part:
+def exported(folder: Path) -> Part:
+    """What a run's folder holds when the run has ended."""
+    return of_run(folder, folder / store.WEIGHTS, lambda path: Picked(store.read(path), {}), choice=False)
+
+
+def of_run(folder: Path, file: Path, pick: Callable[[Path], Picked], *, choice: bool) -> Part:
     def read(like: State) -> Picked:
-        state = store.read(folder / store.WEIGHTS)
+        state, dropped = pick(file)
         shapes, expected = ({k: v.shape for k, v in tensors.items()} for tensors in (state, like))
         wrong = sorted(k for k in expected.keys() | shapes.keys() if shapes.get(k) != expected.get(k))
         if wrong:
             told = f"weights and config.yaml disagree on {len(wrong)} tensors, {wrong[0]!r} among them"
             raise ValueError(f"{folder}: {told}")
-        return Picked(state, {})
+        return Picked(state, dropped)
 
-    return Part(folder, (folder / store.WEIGHTS,), config(folder), read)
+    return Part(folder, (file,), config(folder), read, choice)
 
 
 def config(folder: Path) -> DictConfig:
@@ -124,7 +144,7 @@ def config(folder: Path) -> DictConfig:
 
 def trained(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """The network of one stage's run folder, as `network` makes it."""
-    return network(of_run(Path(folder)), dtype)
+    return network(exported(Path(folder)), dtype)
 
 
 def network(part: Part, dtype: torch.dtype = torch.float32) -> Any:

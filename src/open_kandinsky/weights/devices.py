@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from open_kandinsky.weights.part import PARTS, TEXT
+from open_kandinsky.weights.part import PARTS, REST, TEXT
 
 Device = str | torch.device
 Held = dict[str, Any]  # a module's tensors by name; a name may be without one
@@ -19,9 +19,9 @@ def placed(device: Device | Mapping[str, Device]) -> dict[str, Device]:
     """The device of each part; the text encoder's is CLIP's unless it is named."""
     if not isinstance(device, Mapping):
         return dict.fromkeys((*PARTS, TEXT), device)
-    if unknown := set(device) - {"", *PARTS, TEXT}:
-        raise ValueError(f"device: no part is called {min(unknown)!r}; the parts are {', '.join(PARTS)}, and text")
-    others = device.get("", "cpu")
+    if unknown := set(device) - {REST, *PARTS, TEXT}:
+        raise ValueError(f"device: no part is called {min(unknown)!r}; the parts are {', '.join(PARTS)}, text, {REST}")
+    others = device.get(REST, "cpu")
     return {part: device.get(part, others) for part in PARTS} | {TEXT: device.get(TEXT, device.get("clip", others))}
 
 

@@ -12,6 +12,7 @@ from open_kandinsky.weights.keymap import State
 PARTS = ("clip", "movq", "prior", "decoder")
 FACTS = ("clip", "clip_text_width", "text_length", "latent_channels", "quantise_latents")
 TEXT = "text"  # the decoder's own text encoder: a system may have none
+REST = "rest"  # where a mapping from parts names some: all others
 
 
 class Picked(NamedTuple):
@@ -34,6 +35,7 @@ class Part:
     files: tuple[Path, ...]
     config: Mapping[str, Any]
     read: Callable[[State], Picked]
+    choice: bool = False  # whether it is a training's checkpoint, with weights and maybe their averages
 
 
 def agree(parts: Mapping[str, Part]) -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from open_kandinsky.weights.part import PARTS, TEXT, Part
+from open_kandinsky.weights.part import PARTS, REST, TEXT, Part
 
 Source = str | Path | Mapping[str, str | Path]
 Find = Callable[[str, Path], Part | None]  # one form's way of finding a part below a folder
@@ -17,7 +17,7 @@ HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.yaml"]
 def parts(source: Source, finds: Sequence[Find]) -> dict[str, Part]:
     """Every part of a system, the text encoder only where there is one.
 
-    `source` is a folder, or for some parts a folder each, "" being the others'. ValueError where a part is missing.
+    `source` is a folder, or a folder for each of some parts, `rest` being the others'. ValueError where one is missing.
     """
     given = folders(source)
     found = {part: first(part, [given[name] for name in asked(part, given)], finds) for part in (*PARTS, TEXT)}
@@ -29,18 +29,18 @@ def parts(source: Source, finds: Sequence[Find]) -> dict[str, Part]:
 
 def folders(source: Source) -> dict[str, Path]:
     """By the part that a folder is for. ValueError for a name that is no part."""
-    given = dict(source) if isinstance(source, Mapping) else {"": source}
-    unknown = set(given) - {"", *PARTS, TEXT}
+    given = dict(source) if isinstance(source, Mapping) else {REST: source}
+    unknown = set(given) - {REST, *PARTS, TEXT}
     if unknown:
         raise ValueError(
-            f"weights: no part is called {sorted(unknown)[0]!r}; the parts are {', '.join(PARTS)}, and text"
+            f"weights: no part is called {sorted(unknown)[0]!r}; the parts are {', '.join(PARTS)}, text, and {REST}"
         )
     return {part: fetched(folder) for part, folder in given.items()}
 
 
 def asked(part: str, given: Mapping[str, Path]) -> list[str]:
     """Under which names a part is looked for, best first: a folder of its own is the only one."""
-    return [part] if part in given else [name for name in ("", *COMPANIONS.get(part, ())) if name in given]
+    return [part] if part in given else [name for name in (REST, *COMPANIONS.get(part, ())) if name in given]
 
 
 def first(part: str, among: Sequence[Path], finds: Sequence[Find]) -> Part | None:
@@ -49,7 +49,7 @@ def first(part: str, among: Sequence[Path], finds: Sequence[Find]) -> Part | Non
 
 
 def not_found(part: str, given: Mapping[str, Path]) -> str:
-    root = given.get(part) or (given.get("", Path(".")) / part)
+    root = given.get(part) or (given.get(REST, Path(".")) / part)
     there = sorted(path.name for path in root.iterdir())[:6] if root.is_dir() else "no such folder"
     known = "(or folders of diffusers' Kandinsky 2.1 or 2.2, prior/ and decoder/, or original 2.1 files)"
     wanted = f"the {part} is looked for in {root}, which should hold config.yaml and weights.safetensors {known}"

@@ -90,7 +90,7 @@ def movq(path: Path, pick: Pick) -> Part:
         state, dropped = pick(store.read_any(path))
         return Picked(KeyMap(rules, like).to_ours(state), dropped)
 
-    return Part(path.parent, (path,), {"dims": dims, "stage": {"network": network}, "sampling": {}}, read)
+    return Part(path.parent, (path,), {"dims": dims, "stage": {"network": network}, "sampling": {}}, read, True)
 
 
 def renamed(path: Path, rules: Rules) -> Callable[[State], Picked]:

@@ -1,0 +1,36 @@
+"""A checkpoint of a training of ours: the network as it was after a step, and its moving average."""
+
+from collections import Counter
+from pathlib import Path
+
+from open_kandinsky.weights import store
+from open_kandinsky.weights.part import Picked
+
+NETWORK = "network."  # the stage's; an adversary lies beside it
+
+
+def raw(path: Path) -> Picked:
+    """The weights as they were last."""
+    state = store.read_any(path)
+    network = {key.removeprefix(NETWORK): x for key, x in state.items() if key.startswith(NETWORK)}
+    return Picked(network, dict(Counter(key.partition(".")[0] for key in state if not key.startswith(NETWORK))))
+
+
+def ema(path: Path) -> Picked:
+    """The averaged weights. ValueError where the run kept no average."""
+    state, dropped = raw(path)
+    average = averages(path)
+    if not average:
+        raise ValueError(f"{path}: weights_of=ema, but its run kept no average (callbacks.ema): take weights_of=raw")
+    if stray := sorted(average.keys() - state.keys()):
+        raise ValueError(f"{path}: {len(stray)} averaged weights are of no weight, {stray[0]!r} among them")
+    return Picked(state | average, dropped)
+
+
+def usual(path: Path) -> Picked:
+    """As its run would leave it: averaged where an average was kept."""
+    return ema(path) if averages(path) else raw(path)
+
+
+def averages(path: Path) -> dict:
+    return store.unpickled(path).get("callbacks", {}).get("EMA", {}).get("average", {})
