@@ -120,7 +120,7 @@ def test_another_requests_folder_is_refused(asked, weights, tmp_path, other, nam
     generate(asked())
     cfg = asked(*[] if other == "+x" else [other])
     if other == "+x":
-        cfg.weights = {"": str(weights), "clip": str(shutil.copytree(weights / "clip", tmp_path / "clip"))}
+        cfg.weights = {"rest": str(weights), "clip": str(shutil.copytree(weights / "clip", tmp_path / "clip"))}
         state = store.read(tmp_path / "clip" / store.WEIGHTS)
         store.write(tmp_path / "clip" / store.WEIGHTS, {name: value + 1 for name, value in state.items()})
     with pytest.raises(ValueError, match=f"another request, which differs in {named}: choose another"):

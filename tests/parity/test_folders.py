@@ -172,7 +172,7 @@ def test_original_files(tmp_path):
     networks = theirs.write_originals(tmp_path)
     pipe = load(tmp_path)
     made = {"prior": pipe.prior.network, "decoder": pipe.decoder.network, "movq": pipe.movq}
-    inpainting = load({"": tmp_path, "decoder": tmp_path / "inpainting_fp16.ckpt"})
+    inpainting = load({"rest": tmp_path, "decoder": tmp_path / "inpainting_fp16.ckpt"})
     for name, network in (made | {"inpainting": inpainting.decoder.network}).items():
         state = networks[name].state_dict()
         assert state.keys() == network.state_dict().keys()
