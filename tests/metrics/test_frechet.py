@@ -160,3 +160,13 @@ def test_the_metric_refuses_features_of_another_width_and_no_features():
     metric.update(drawn(10, 6, 0), real=True)
     with pytest.raises(ValueError, match="0 examples"):
         metric.compute()
+
+
+def test_roots_by_either_way_give_one_distance():
+    """Four more dimensions, copies of others, make a covariance singular and leave only the eigenvectors."""
+    x, y = drawn(400, 30, 0), drawn(300, 30, 1, shift=0.3)
+    copies = torch.eye(30, 34, dtype=x.dtype)
+    copies[:4, 30:] = torch.eye(4, dtype=x.dtype)
+    twice = torch.tensor([2.0] * 4 + [1.0] * 26, dtype=x.dtype).sqrt()  # what a dimension and its copy amount to
+    singular, regular = frechet_distance(x @ copies, y @ copies), frechet_distance(x * twice, y * twice)
+    assert singular == pytest.approx(regular, rel=1e-11)

@@ -9,6 +9,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from open_kandinsky.metrics.features import finite
+
+NAME = "Frechet distance"
+NEARLY_SINGULAR = 1e-10  # what the others leave of some dimension's variance, over the largest variance
+
 
 class Moments(NamedTuple):
     """Mean and unbiased covariance of a set of features."""
@@ -31,7 +36,7 @@ def frechet_from_moments(
     mean_x: Float[Tensor, "d"], cov_x: Float[Tensor, "d d"], mean_y: Float[Tensor, "d"], cov_y: Float[Tensor, "d d"]
 ) -> float:
     """The same from means and covariances, such as a published reference's; ValueError where they are not finite."""
-    mean_x, cov_x, mean_y, cov_y = (_finite(part).double().cpu() for part in (mean_x, cov_x, mean_y, cov_y))
+    mean_x, cov_x, mean_y, cov_y = (finite(part, NAME).double().cpu() for part in (mean_x, cov_x, mean_y, cov_y))
     return _distance(mean_x, _root(cov_x), mean_y, _root(cov_y))
 
 
@@ -45,7 +50,7 @@ def centred(features: Float[Tensor, "n d"]) -> tuple[Float64[Tensor, "d"], Float
     """The mean, and the deviations from it; ValueError as for `frechet_distance`."""
     if len(features) < 2:
         raise ValueError(f"{len(features)} examples have no covariance; the Frechet distance needs 2 or more")
-    features = _finite(features).detach().double().cpu()
+    features = finite(features, NAME).detach().double().cpu()
     mean = features.mean(0)
     return mean, features - mean
 
@@ -66,22 +71,23 @@ def _root_of_features(deviations: Float64[Tensor, "n d"]) -> Float64[Tensor, "r 
     return deviations / (n - 1) ** 0.5 if n < d else _root(_covariance(deviations))
 
 
-def _root(cov: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
-    """R with R^T R = cov. A variance within rounding of zero counts as zero: its root would be 1e8 times as wrong."""
+def _root(cov: Float64[Tensor, "d d"]) -> Float64[Tensor, "r d"]:
+    """R with R^T R = cov: Cholesky's, 20 times as fast as by eigenvectors, unless cov is nearly singular."""
+    factor, failed = torch.linalg.cholesky_ex(cov)
+    if failed or factor.diagonal().min() ** 2 < NEARLY_SINGULAR * cov.diagonal().max():
+        return _root_by_eigenvectors(cov)
+    return factor.T
+
+
+def _root_by_eigenvectors(cov: Float64[Tensor, "d d"]) -> Float64[Tensor, "r d"]:
+    """A variance within rounding of zero counts as zero, and is left out: its root would be 1e8 times as wrong."""
     variance, axes = torch.linalg.eigh(cov)
-    rounding = len(cov) * torch.finfo(cov.dtype).eps * variance.abs().max()
-    return rearrange(variance.where(variance > rounding, 0).sqrt(), "d -> d 1") * axes.T
+    there = variance > len(cov) * torch.finfo(cov.dtype).eps * variance.abs().max()
+    return rearrange(variance[there].sqrt(), "r -> r 1") * axes.T[there]
 
 
 def _covariance(deviations: Float64[Tensor, "n d"]) -> Float64[Tensor, "d d"]:
     return deviations.T @ deviations / (len(deviations) - 1)
-
-
-def _finite(values: Tensor) -> Tensor:
-    wrong = int((~values.isfinite()).sum())
-    if wrong:
-        raise ValueError(f"{wrong} of {values.numel()} numbers are NaN or infinite: there is no Frechet distance")
-    return values
 
 
 class FrechetDistance(Metric):

@@ -1,0 +1,85 @@
+"""Maximum mean discrepancies (Gretton et al. 2012) between two sets of features: KID on Inception's, CMMD on CLIP's."""
+
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+from torch.nn import functional as F
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+from open_kandinsky.metrics.features import finite
+
+SIGMA, SCALE = 10.0, 1000.0  # CMMD's: the kernel's width, and what the square is multiplied by
+
+
+class KID(NamedTuple):
+    """Mean over the subsets, slightly below 0 where the sets do not differ; standard deviation of the subsets."""
+
+    mean: float
+    std: float
+
+
+class CMMD(NamedTuple):
+    """As published, which is the biased estimate; and without the bias, which may be below 0."""
+
+    value: float
+    unbiased: float
+
+
+def kid(
+    real: Float[Tensor, "n d"],
+    generated: Float[Tensor, "m d"],
+    *,
+    seed: int,
+    subsets: int = 100,
+    subset_size: int = 1000,
+) -> KID:
+    """Unbiased squared MMD with the kernel (x.y/d + 1)^3 (Binkowski et al. 2018), over subsets drawn by `seed`.
+
+    By torch-fidelity, which computes in the features' own type: float64 here, since it subtracts what nearly cancels.
+    Raises ValueError for features that are not finite and for sets smaller than a subset.
+    """
+    fewest = min(len(real), len(generated))
+    if not 2 <= subset_size <= fewest:
+        told = f"KID draws subsets of {subset_size} without replacement, from {len(real)} real and {len(generated)}"
+        raise ValueError(f"{told} generated; give subset_size between 2 and {fewest}, and name it beside the number")
+    sets = (finite(features, "KID").detach().cpu().double() for features in (generated, real))
+    given = {"kid_subsets": subsets, "kid_subset_size": subset_size, "rng_seed": seed, "verbose": False}
+    score = kid_features_to_metric(*sets, **given)
+    return KID(score[KEY_METRIC_KID_MEAN], score[KEY_METRIC_KID_STD])
+
+
+def cmmd(real: Float[Tensor, "n d"], generated: Float[Tensor, "m d"], *, chunk: int = 4096) -> CMMD:
+    """1000 times the squared MMD of CLIP embeddings of length 1, Gaussian kernel, sigma 10 (Jayasumana et al. 2024).
+
+    The paper calls its estimate unbiased; its code keeps every example's kernel with itself, and so do the published
+    numbers and `value`. What is summed is the kernel less 1: kernels lie in [0.98, 1], and what they have in common
+    would cancel. Products are float32, sums float64; `chunk` bounds the memory and moves the last digits only.
+    Raises ValueError for embeddings that are not finite and for fewer than 2 of them.
+    """
+    n, m = len(real), len(generated)
+    if min(n, m) < 2:
+        raise ValueError(f"{n} real and {m} generated embeddings have no CMMD; it needs 2 or more of each")
+    x, y = (F.normalize(finite(emb, "CMMD").detach().cpu().double(), dim=1).float() for emb in (real, generated))
+    in_x, in_y, across = within(x, chunk), within(y, chunk), between(x, y, chunk) / (n * m)
+    value = in_x / n**2 + in_y / m**2 - 2 * across
+    unbiased = in_x / (n * (n - 1)) + in_y / (m * (m - 1)) - 2 * across
+    return CMMD(SCALE * value, SCALE * unbiased)
+
+
+def between(x: Float32[Tensor, "n d"], y: Float32[Tensor, "m d"], chunk: int) -> float:
+    """The sum over all pairs of the kernel less 1, of unit vectors, whose squared distance is 2 - 2 x.y."""
+    total = torch.zeros((), dtype=torch.float64)
+    for a in x.split(chunk):
+        for b in y.split(chunk):
+            total += (a @ b.T).sub_(1).div_(SIGMA**2).expm1_().sum(dtype=torch.float64)
+    return float(total)
+
+
+def within(x: Float32[Tensor, "n d"], chunk: int) -> float:
+    """The same over all pairs of one set, each computed once where its chunks differ."""
+    parts = x.split(chunk)
+    twice = sum(between(a, b, chunk) for a, b in combinations(parts, 2))
+    return 2 * twice + sum(between(part, part, chunk) for part in parts)
