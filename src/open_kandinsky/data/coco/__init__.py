@@ -1,0 +1,6 @@
+"""COCO's validation images of 2014 and their captions: what text-to-image systems are scored on."""
+
+from open_kandinsky.data.coco.annotations import CAPTIONS, IMAGES, CocoCaption, CocoImage
+from open_kandinsky.data.coco.folder import Coco
+
+__all__ = ["CAPTIONS", "IMAGES", "Coco", "CocoCaption", "CocoImage"]
