@@ -1,0 +1,122 @@
+"""Units of work are done once, by whoever comes; what a dead process held is done by another."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from open_kandinsky.evaluation.claims import Claims, share
+
+
+@dataclass(frozen=True)
+class Note:
+    """A unit that writes down who did it."""
+
+    folder: Path
+    name: str
+    times: list = field(default_factory=list)
+
+    @property
+    def path(self):
+        return self.folder / f"{self.name}.note"
+
+    def done(self):
+        return self.path.is_file()
+
+    def do(self):
+        self.times.append(time.perf_counter())
+        with open(self.path.with_suffix(".log"), "a") as file:
+            file.write("once\n")
+        time.sleep(0.005)
+        self.path.write_text("done")
+
+
+def notes(folder, n=20):
+    return [Note(folder, f"{i:02d}") for i in range(n)]
+
+
+def shared(units, folder, **options):
+    seen = []
+    share(units, Claims(folder / "claims", **options), seen=lambda: seen.append(1), pause=0.01)
+    return len(seen)
+
+
+def test_several_workers_do_each_unit_once(tmp_path):
+    workers = [threading.Thread(target=shared, args=(notes(tmp_path), tmp_path)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [(tmp_path / f"{i:02d}.log").read_text() for i in range(20)] == ["once\n"] * 20
+    assert not list((tmp_path / "claims").iterdir())
+
+
+def test_what_is_done_is_seen_and_left_alone(tmp_path):
+    assert shared(notes(tmp_path), tmp_path) == 20
+    again = notes(tmp_path)
+    assert shared(again, tmp_path) == 20 and not any(note.times for note in again)
+
+
+def held(folder, name, **owner):
+    path = folder / "claims" / f"{name}.claim"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()} | owner))
+    return path
+
+
+def dead_pid():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_dead_processs_unit_is_taken_over(tmp_path):
+    held(tmp_path, "03", pid=dead_pid())
+    assert shared(notes(tmp_path), tmp_path) == 20
+
+
+def test_a_living_processs_unit_is_waited_for(tmp_path):
+    path = held(tmp_path, "03")
+    units = notes(tmp_path)
+    worker = threading.Thread(target=shared, args=(units, tmp_path))
+    worker.start()
+    time.sleep(0.4)
+    assert worker.is_alive() and not units[3].done() and units[4].done()
+    path.unlink()
+    worker.join()
+    assert units[3].done()
+
+
+@pytest.mark.parametrize(("idle", "taken"), [(100, True), (1, False)])
+def test_another_machines_unit_is_taken_over_once_it_gives_no_sign_of_life(tmp_path, idle, taken):
+    path = held(tmp_path, "03", host="elsewhere")
+    before = time.time() - idle
+    os.utime(path, (before, before))
+    with Claims(tmp_path / "claims", stale=60.0).claim("03") as mine:
+        assert mine == taken
+
+
+def test_long_work_is_not_taken_for_dead(tmp_path):
+    claims = Claims(tmp_path / "claims", stale=0.4)
+    with claims.claim("long") as mine:
+        assert mine
+        path = tmp_path / "claims" / "long.claim"
+        path.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+        time.sleep(1.0)
+        with claims.claim("long") as another:
+            assert not another
+
+
+def test_a_unit_that_fails_is_given_back(tmp_path):
+    claims = Claims(tmp_path / "claims")
+    with pytest.raises(RuntimeError, match="broken"), claims.claim("a"):
+        raise RuntimeError("broken")
+    with claims.claim("a") as mine:
+        assert mine
