@@ -14,6 +14,7 @@ PRIMARY = sorted(p.stem for p in CONF.glob("*.yaml") if p.stem != "quiet")
 EXPERIMENTS = sorted(
     str(p.relative_to(CONF / "experiment").with_suffix("")) for p in CONF.rglob("experiment/**/*.yaml")
 )
+PROTOCOLS = sorted(p.stem for p in CONF.glob("protocol/*.yaml"))
 
 
 def load(name, *overrides):
@@ -28,6 +29,13 @@ def tree(cfg):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_each_node_of_an_experiment_fits_its_signature(experiment):
     nodes.refuse_misfits(tree(load("train", f"experiment={experiment}")))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_each_node_of_a_protocol_fits_its_signature(protocol):
+    cfg = load("evaluate", f"protocol={protocol}", "weights=w", "out=o")
+    nodes.refuse_misfits(tree(cfg))
+    assert (cfg.protocol.get("name") or "shapes") == protocol
 
 
 @pytest.mark.parametrize("name", PRIMARY)

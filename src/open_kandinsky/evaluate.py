@@ -1,43 +1,101 @@
 """Score a system by a protocol.
 
 open-kandinsky evaluate protocol=shapes weights=runs/quickstart out=out/scores
+open-kandinsky evaluate protocol=coco30k_default weights=kandinsky-2.1 coco=data/coco out=out/coco30k device=cuda
+torchrun --nproc-per-node 8 -m open_kandinsky.evaluate protocol=coco30k_default weights=... coco=... out=... device=cuda
+
+COCO protocols may be run by any number of processes on one `out`, at once or one after another: by torchrun, as a
+SLURM array, by hand. Each does what no other has done; all of them end when everything is done.
 """
 
+import functools
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from open_kandinsky import configuration
-from open_kandinsky.evaluation.figures import samples_png
-from open_kandinsky.evaluation.report import write_json
+from open_kandinsky.evaluation.asked import DRAWING, Asked
+from open_kandinsky.evaluation.samples import exactly
 from open_kandinsky.evaluation.shapes import called
-from open_kandinsky.evaluation.versions import versions
-from open_kandinsky.load import load
+from open_kandinsky.evaluation.subject import Subject
+from open_kandinsky.load import fingerprints, load
+from open_kandinsky.pipeline.options import Options
+from open_kandinsky.weights.part import REST
+from open_kandinsky.weights.source import Source
+
+COCO = ("coco", "also", "metrics", "limit", "block", "seed", "table", "real_stats", "wandb", *DRAWING)
+USUAL = {"block": 32, "seed": 0}
 
 
-def evaluate(cfg: DictConfig) -> Any:
-    """Run the protocol and write `metrics.json` to cfg.out; returns what the protocol made, pictures included."""
-    out = Path(cfg.out)
-    if (out / "metrics.json").exists():
-        raise ValueError(f"out={out} holds metrics already, and none are overwritten: choose another folder")
-    pipes = {called(prior): load({"rest": cfg.weights, "prior": Path(cfg.weights) / prior}) for prior in cfg.priors}
-    scored = instantiate(cfg.protocol)(pipes)
-    out.mkdir(parents=True, exist_ok=True)
-    metrics = {"protocol": "shapes", "metrics": scored.metrics, "images_sha256": scored.images_sha256}
-    shown = slice(0, 40)
-    samples_png(
-        out / "samples.png", scored.pictures[shown], scored.captions[shown], columns=8, marks=scored.right[shown]
+def evaluate(cfg: DictConfig) -> str:
+    """Run the protocol and write `metrics.json` to cfg.out; returns the line that says what came out."""
+    wanted: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    exactly()
+    protocol = instantiate(cfg.protocol)
+    refuse_idle(wanted, protocol.reads)
+    options = {name: wanted[name] for name in DRAWING if wanted[name] is not None}
+    given = {name: USUAL[name] if wanted[name] is None else wanted[name] for name in USUAL}
+    asked = Asked(
+        out=Path(wanted["out"]),
+        subjects={name: subject(wanted, name, options, given["seed"]) for name in wanted["priors"]},
+        coco=None if wanted["coco"] is None else Path(wanted["coco"]),
+        also=[instantiate(beside(cfg, name).protocol) for name in wanted["also"]],
+        metrics=wanted["metrics"] or protocol.metrics,
+        limit=wanted["limit"],
+        block=given["block"],
+        table=None if wanted["table"] is None else Path(wanted["table"]),
+        accept_flat=wanted["accept_flat"],
+        real_stats=None if wanted["real_stats"] is None else Path(wanted["real_stats"]),
+        accept_unknown_stats=wanted["accept_unknown_stats"],
+        wandb=wanted["wandb"],
     )
-    write_json(out / "metrics.json", metrics | {"versions": versions()})
-    return scored
+    return protocol.run(asked)
+
+
+def refuse_idle(wanted: Mapping[str, Any], reads: tuple[str, ...]) -> None:
+    """ValueError for a value that was given and would have no effect."""
+    if idle := [name for name in COCO if name not in reads and wanted[name] not in (None, [])]:
+        raise ValueError(f"this protocol does not read {', '.join(idle)}; leave it out, or take another protocol")
+
+
+def subject(wanted: Mapping[str, Any], prior: str, options: Mapping[str, Any], seed: int) -> Subject:
+    """The system with the prior in the folder of that name, opened at most once."""
+    source = with_prior(wanted["weights"], prior)
+    device = own_device(wanted["device"])
+    size = options.get("size")
+    drawn = {**options, "size": (size, size) if isinstance(size, int) else tuple(size)} if size else dict(options)
+    opened = functools.cache(lambda: load(source, device=device))
+    return Subject(called(prior), fingerprints(source), opened, cast(Options, drawn), seed)
+
+
+def with_prior(weights: Source, prior: str) -> Source:
+    if prior == "prior":
+        return weights
+    if isinstance(weights, Mapping):
+        raise ValueError(f"priors={prior}: a folder below weights, and these are a mapping: name the prior there")
+    return {REST: weights, "prior": Path(weights) / prior}
+
+
+def beside(cfg: DictConfig, name: str) -> DictConfig:
+    """The config with another protocol, and all else as it is."""
+    kept = ("device", "evaluator_weights", "accept_unknown_weights")
+    typed = [f"{key}='{cfg[key]}'" if isinstance(cfg[key], str) else f"{key}={cfg[key]}".lower() for key in kept]
+    return configuration.compose("evaluate", [f"protocol={name}", "weights=as_above", "out=as_above", *typed])
+
+
+def own_device(device: str) -> str:
+    """Under torchrun and SLURM each process of a machine has a GPU of its own."""
+    local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
+    return f"cuda:{local}" if device == "cuda" and local else device
 
 
 @configuration.verb("evaluate")
 def main(cfg: DictConfig) -> None:
-    evaluate(cfg)
-    print(f"scored: {cfg.out}/metrics.json")
+    print(evaluate(cfg))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from open_kandinsky.diffusion.denoise import Denoise
 from open_kandinsky.diffusion.parameterisation import Denoised
 
 
-def guide(denoise: Denoise, scale: float) -> Denoise:
+def guide(denoise: Denoise, scale: int | float) -> Denoise:
     """Extrapolate from the unconditional estimate to the conditional one, and past it, by `scale`.
 
     `denoise` is bound to a doubled batch of conditions, conditional half first, so that one call of the network

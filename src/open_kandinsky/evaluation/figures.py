@@ -36,7 +36,16 @@ def samples_png(
     columns: int,
     marks: Sequence[bool] | None = None,
 ) -> None:
-    """Write a contact sheet: each picture above its caption, with a tick or a cross where `marks` are given.
+    """Write a contact sheet, as `contact_sheet` makes it."""
+    data = io.BytesIO()
+    contact_sheet(images, captions, columns, marks).save(data, format="png", optimize=True)
+    atomic.write(path, data.getvalue())
+
+
+def contact_sheet(
+    images: Sequence[Image.Image], captions: Sequence[str], columns: int, marks: Sequence[bool] | None = None
+) -> Image.Image:
+    """Each picture above its caption, with a tick or a cross where `marks` are given.
 
     Pictures below 96 px are enlarged by a whole factor without smoothing. ValueError where the numbers differ.
     """
@@ -45,10 +54,7 @@ def samples_png(
         raise ValueError(f"{len(images)} pictures, {len(captions)} captions and {len(every)} marks make no sheet")
     shown = [enlarged(image) for image in images]
     width = max(image.width for image in shown) + GAP
-    cells = [cell(*parts, width=width) for parts in zip(shown, captions, every, strict=True)]
-    data = io.BytesIO()
-    sheet(cells, columns).save(data, format="png", optimize=True)
-    atomic.write(path, data.getvalue())
+    return sheet([cell(*parts, width=width) for parts in zip(shown, captions, every, strict=True)], columns)
 
 
 def enlarged(image: Image.Image) -> Image.Image:
@@ -128,6 +134,21 @@ def curves(series: Series, title: str) -> str:
     return svg(figure)
 
 
+def tradeoff(lines: Mapping[str, Sequence[tuple[str, Number, Number]]], *, x: str, y: str) -> str:
+    """Points (label, x, y), joined in their order, as an SVG element: a line for each name."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for (name, points), colour in zip(lines.items(), COLOURS * len(lines), strict=False):
+        labels, *both = zip(*points, strict=True)
+        axes.plot(*both, color=colour, marker="o", markersize=4, linewidth=1.6, label=name)
+        for label, *at in zip(labels, *both, strict=True):
+            axes.annotate(label, (at[0], at[1]), xytext=(5, 4), textcoords="offset points", fontsize=8, color=INHERITED)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.1, color=INHERITED)
+    axes.legend(frameon=False, labelcolor=INHERITED)
+    return svg(figure)
+
+
 def timeline(seconds: Mapping[str, Number]) -> str:
     """How long each part took, in order, as an SVG element of horizontal bars."""
     figure = Figure(figsize=(8.4, 0.5 + 0.3 * len(seconds)), layout="constrained")
@@ -179,4 +200,5 @@ def _ink(axes: Axes) -> None:
     axes.spines[["left", "bottom"]].set(color=INHERITED, alpha=0.4)
     axes.tick_params(which="both", color=INHERITED, labelcolor=INHERITED, labelsize=9)
     axes.xaxis.label.set_color(INHERITED)
+    axes.yaxis.label.set_color(INHERITED)
     axes.title.set(color=INHERITED, size=11)

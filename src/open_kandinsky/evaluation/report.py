@@ -10,6 +10,7 @@ from open_kandinsky import atomic
 from open_kandinsky.evaluation.figures import Number, duration, timeline
 from open_kandinsky.evaluation.page import Section, figure, grid, note, page, paragraph, picture, table
 
+METRICS = "metrics.json"  # what `evaluate` leaves for other programs
 TOY = (
     "These are toy results. The pictures are 32 pixels wide and show flat shapes, and the CLIP was trained for about a "
     "minute on nothing else. The numbers say that every part of the system works and works together; they say nothing "

@@ -17,6 +17,10 @@ from tqdm import tqdm
 from open_kandinsky.data.reading import Skipped, read_samples
 from open_kandinsky.data.shapes.world import SPLITS, Scene, World
 from open_kandinsky.data.transforms import ClipPixels, to_images, to_pixels, to_uint8
+from open_kandinsky.evaluation.asked import Asked
+from open_kandinsky.evaluation.figures import samples_png
+from open_kandinsky.evaluation.report import METRICS, write_json
+from open_kandinsky.evaluation.versions import versions
 from open_kandinsky.metrics.clip_score import CLIPScore
 from open_kandinsky.metrics.frechet import frechet_distance
 from open_kandinsky.metrics.reconstruction import Reconstruction
@@ -56,7 +60,7 @@ def read_examples(urls: str, limit: int) -> Examples:
 
 @dataclass(frozen=True)
 class Scored:
-    """A protocol's numbers, and the pictures of its first split with whether each is right."""
+    """The numbers, and the pictures of the first split with whether each is right."""
 
     metrics: dict[str, Any]
     pictures: list[Image.Image]
@@ -64,15 +68,34 @@ class Scored:
     right: list[bool]
     images_sha256: str
 
+    def write(self, out: Path) -> None:
+        shown = slice(0, 40)
+        samples_png(out / "samples.png", self.pictures[shown], self.captions[shown], columns=8, marks=self.right[shown])
+        metrics = {"protocol": "shapes", "metrics": self.metrics, "images_sha256": self.images_sha256}
+        write_json(out / METRICS, metrics | {"versions": versions()})
+
 
 class ShapesProtocol:
-    """Caption accuracy on the splits of the toy set; the first pipeline is the system, all are compared as priors."""
+    """Caption accuracy on the splits of the toy set; the first system's is its own, all are compared as priors."""
+
+    reads = ()
+    metrics = ()
 
     def __init__(self, *, shapes: str, world: World, captions: int, batch_size: int) -> None:
         self.world, self.batch_size = world, batch_size
         self.examples = {split: read_examples(str(Path(shapes) / split), captions) for split in SPLITS}
 
-    def __call__(self, pipes: Mapping[str, Pipeline]) -> Scored:
+    def run(self, asked: Asked) -> str:
+        """Write metrics.json and samples.png; ValueError where there are some."""
+        if (asked.out / METRICS).exists():
+            raise ValueError(f"out={asked.out} holds metrics already, and none are overwritten: choose another folder")
+        pipes = {called(prior): subject.open() for prior, subject in asked.subjects.items()}
+        scored = self.scored(pipes)
+        asked.out.mkdir(parents=True, exist_ok=True)
+        scored.write(asked.out)
+        return f"scored: {asked.out / METRICS}"
+
+    def scored(self, pipes: Mapping[str, Pipeline]) -> Scored:
         judges = {name: Judge(pipe, self.world, batch_size=self.batch_size) for name, pipe in pipes.items()}
         name, own = next(iter(judges.items()))
         drawn = {name: self.draw(own, name, SPLITS)}
