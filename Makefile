@@ -1,36 +1,70 @@
 PYTHON ?= python3
-PIP := .venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all check
+.PHONY: help setup quickstart coco eval-needs eval-coco eval-priors eval-selfcheck test test-all check
 
 help:  ## what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
-setup: .venv/.setup  ## install into .venv
+setup: $(VENV)/.setup  ## install into .venv
 
-quickstart: .venv/.setup  ## train, sample and score a toy system on this machine
-	.venv/bin/python -m open_kandinsky.quickstart
+quickstart: $(VENV)/.setup  ## train, sample and score a toy system on this machine
+	$(RUN) -m open_kandinsky.quickstart
 
-test: .venv/.setup-dev  ## the quick tests
-	.venv/bin/python -m pytest
+PROTOCOL ?= coco30k_default
+OUT ?= runs/eval/$(PROTOCOL)
+PRIORS ?= [prior],[prior_linear],[prior_residual],[prior_none]
+SCALES ?= 1,2,3,4,6,8
+define EVAL_USAGE
+printf '%s\n' \
+	'make $(MAKECMDGOALS) WEIGHTS=... COCO=... [PROTOCOL=$(PROTOCOL)] [OUT=$(OUT)] [ARGS="limit=1000 device=cuda"]' \
+	'' \
+	'  WEIGHTS  a run folder of a system, a folder of Kandinsky 2.1 or 2.2, or a hub id where there is a network' \
+	'  COCO     a folder of captions_val2014.json and val2014/; `make coco COCO=data/coco` fetches both (13 GB)' \
+	'' \
+	'The same code on forty toy pictures, after `make quickstart`:' \
+	'' \
+	'  make eval-coco PROTOCOL=smoke WEIGHTS=runs/quickstart COCO=runs/quickstart/shapes/coco' >&2
+endef
 
-test-all: .venv/.setup-dev  ## the slow tests too
-	.venv/bin/python -m pytest -m "not gpu"
+eval-needs:
+	@$(if $(and $(WEIGHTS),$(COCO)),true,$(EVAL_USAGE); exit 2)
 
-check: .venv/.setup-dev  ## lint, format and types
-	.venv/bin/python -m ruff check
-	.venv/bin/python -m ruff format --check
-	.venv/bin/python -m pyright --pythonpath .venv/bin/python
+coco: $(VENV)/.setup  ## fetch COCO's val2014 and its captions into COCO=data/coco, 13 GB
+	$(RUN) -m open_kandinsky.coco $(if $(COCO),to='$(COCO)')
+
+eval-coco: eval-needs $(VENV)/.setup  ## FID and CLIP score on COCO-30K: WEIGHTS=... COCO=... [PROTOCOL= OUT= ARGS=]
+	$(RUN) -m open_kandinsky.evaluate protocol=$(PROTOCOL) weights='$(WEIGHTS)' coco='$(COCO)' out='$(OUT)' $(ARGS)
+
+eval-priors: eval-needs $(VENV)/.setup  ## the paper's Table 3 and its FID-CLIP curve: as eval-coco, [PRIORS= SCALES=]
+	$(RUN) -m open_kandinsky.evaluate -m protocol=$(PROTOCOL) weights='$(WEIGHTS)' coco='$(COCO)' \
+		priors='$(PRIORS)' scale='$(SCALES)' table='$(OUT)' out='$(OUT)/$${priors.0}-$${scale}' $(ARGS)
+
+eval-selfcheck: $(VENV)/.setup  ## needs a network: published pictures score as published
+	$(RUN) -m open_kandinsky.selfcheck $(ARGS)
+
+test: $(VENV)/.setup-dev  ## the quick tests
+	$(RUN) -m pytest -n 2 --dist loadfile
+
+test-all: $(VENV)/.setup-dev  ## the slow tests too
+	$(RUN) -m pytest -m "not gpu"
+
+check: $(VENV)/.setup-dev  ## lint, format and types
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m pyright --pythonpath $(RUN)
 
 # A stamp is touched last, so that an install that was cut off is not taken for done.
-.venv/.setup: pyproject.toml constraints.txt
+$(VENV)/.setup: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "open-kandinsky needs Python 3.11 or newer, and '$(PYTHON)' is not: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
 	@touch $@
 
-.venv/.setup-dev: .venv/.setup
+$(VENV)/.setup-dev: $(VENV)/.setup
 	$(PIP) -e ".[dev]"
 	@touch $@

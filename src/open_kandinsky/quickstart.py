@@ -17,6 +17,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from open_kandinsky import atomic, configuration
+from open_kandinsky.data.shapes.coco import write_coco
 from open_kandinsky.data.shapes.world import toy_world
 from open_kandinsky.data.shapes.write import write_shapes
 from open_kandinsky.evaluate import evaluate
@@ -63,7 +64,9 @@ def quickstart(cfg: DictConfig) -> Path:
     parts = Parts(out)
 
     def drawn(folder: Path) -> None:
-        write_shapes(folder, world=toy_world(size=cfg.dims.image_size), seed=cfg.seed, **cfg.shapes)
+        world = toy_world(size=cfg.dims.image_size)
+        write_shapes(folder, world=world, seed=cfg.seed, **cfg.shapes)
+        write_coco(folder / "coco", world=world, images=COCO_SHAPED, seed=cfg.seed)
 
     def encoded(split: str) -> Callable[[Path], object]:
         paths = {"urls": out / "shapes" / split, "clip": out / "clip", "movq": out / "movq"}
