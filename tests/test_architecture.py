@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "overrides": {"nodes"},
     "configuration": {"nodes", "overrides", "failures"},
 }
-VERBS = {"train", "generate", "evaluate", "precompute", "quickstart", "convert", "demo"}
+VERBS = {"train", "generate", "evaluate", "judge", "selfcheck", "coco", "precompute", "quickstart", "convert", "demo"}
 MEET_HYDRA = VERBS | {"configuration", "load"}
 MEET_LIGHTNING = VERBS | {"stages", "callbacks", "data"}
 WHERE_USED = {"wandb", "gradio", "peft", "transformers", "diffusers", "tensorboard"}  # not installed for everybody

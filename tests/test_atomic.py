@@ -49,3 +49,22 @@ def test_two_processes_have_two_names(tmp_path):
     with atomic.replacing(tmp_path / "file") as part:
         part.write_text("")
         assert str(os.getpid()) in part.name
+
+
+def test_a_folder_is_there_with_all_that_was_written_or_not_at_all(tmp_path):
+    with atomic.new_folder(tmp_path / "new" / "folder") as part:
+        (part / "file").write_text("text")
+        assert not (tmp_path / "new" / "folder").exists()
+    assert (tmp_path / "new" / "folder" / "file").read_text() == "text"
+    with pytest.raises(KeyboardInterrupt), atomic.new_folder(tmp_path / "other") as part:
+        (part / "file").write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"]
+
+
+def test_a_folder_that_holds_something_by_then_is_left_alone(tmp_path):
+    with pytest.raises(OSError, match="not empty"), atomic.new_folder(tmp_path / "folder") as part:
+        (part / "mine").touch()
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "theirs").touch()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["theirs"]

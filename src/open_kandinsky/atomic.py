@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all: to another name in the same folder, then renamed."""
+"""Files and folders that are written whole or not at all: to another name in the same folder, then renamed."""
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,27 @@ def write(path: str | Path, data: bytes | str) -> None:
     """Bytes, or text in UTF-8."""
     with replacing(path) as part:
         part.write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Yields a folder to write to, which becomes `path` once all in it is on the disk, and is removed on failure.
+
+    OSError where `path` holds something by then: nothing is overwritten.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        for written in [*part.rglob("*"), part]:
+            synced(written)
+        if path.exists():
+            path.rmdir()
+        part.rename(path)
+        synced(path.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def synced(path: Path) -> None:

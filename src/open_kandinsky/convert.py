@@ -5,10 +5,7 @@ open-kandinsky convert from='{prior: A, decoder: A, movq: movqgan_270M.ckpt}' to
 open-kandinsky convert from='{rest: runs/quickstart, decoder: RUN/checkpoints/last.ckpt}' to=out/last weights_of=raw
 """
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -47,7 +44,7 @@ def convert(cfg: DictConfig) -> Path:
     agree(parts)
     refuse_idle(cfg.weights_of, parts)
     dropped: dict[str, dict[str, int]] = {}
-    with replacing(out) as folder, tqdm(total=len(parts), desc="parts", unit="part") as bar:
+    with atomic.new_folder(out) as folder, tqdm(total=len(parts), desc="parts", unit="part") as bar:
         write(folder, {name: counted(name, part, dropped) for name, part in parts.items()}, dtype, bar)
         written = sorted(path for path in folder.rglob("*") if path.is_file())
         sums = (f"{store.sha256(path)}  {path.relative_to(folder)}\n" for path in written)
@@ -55,19 +52,6 @@ def convert(cfg: DictConfig) -> Path:
     for name, each in dropped.items():
         print(f"{name}: {left_out(each)}")
     return out
-
-
-@contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `out` once all is written, and is removed where that fails."""
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        yield part
-        if out.exists():
-            out.rmdir()  # empty, as was seen
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def counted(name: str, part: Part, dropped: dict[str, dict[str, int]]) -> Part:

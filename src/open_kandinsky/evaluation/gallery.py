@@ -77,6 +77,23 @@ class Gallery:
             yield {"file": picture.name, "sha256": hashlib.sha256(data).hexdigest(), **read_parameters(data)}
 
 
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """A line for each picture of a folder that is finished; ValueError where it is not, or is none of ours."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {MANIFEST}: it is no folder of `generate`, or one that is not finished")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def read_picture(folder: Path, line: Mapping[str, Any]) -> bytes:
+    """The file that a line of the manifest names; ValueError where it is not that picture any more."""
+    path = folder / line["file"]
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != line["sha256"]:
+        raise ValueError(f"{path} is not the picture that {MANIFEST} lists: it was changed since")
+    return data
+
+
 def refuse_another(folder: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
     differing = [name for name in begun | wanted if begun.get(name) != wanted.get(name)]
     if differing:

@@ -1,0 +1,1 @@
+"""Human evaluation: two systems' pictures side by side, blind, and what the votes on them are worth."""
