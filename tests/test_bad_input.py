@@ -67,7 +67,7 @@ SET = {
 }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", [pytest.param(o, marks=pytest.mark.slow) if i else o for i, o in enumerate(OPTIONS)])
 def test_an_override_that_does_not_fit(tmp_path, option):
     code, told = typed("train", [*([] if "experiment" in option else ["experiment=prior_toy"]), option], tmp_path)
     assert code == 2 and OPTIONS[option] in told and told.count("\n") == 1, told

@@ -204,6 +204,7 @@ def test_of_a_checkpoint_the_weights_or_their_average(system, cached, tmp_path):
         load({"rest": system, "prior": last})
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_an_average(system, cached, tmp_path):
     run = train(config("decoder", cached, f"run_dir='{tmp_path}/run'", "data.val_path=null", "~callbacks.ema"))
     source = {"rest": system, "decoder": run / "checkpoints" / "last.ckpt"}

@@ -77,7 +77,7 @@ def test_a_run_is_not_overwritten(run):
     assert (folder / "weights.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("part", ["clip", "movq", "prior", "decoder"])
+@pytest.mark.parametrize("part", [pytest.param("clip", marks=pytest.mark.slow), "movq", "prior", "decoder"])
 def test_killed_and_resumed_is_uninterrupted(run, seen, part):
     """To the bit: weights, their average, optimiser, the curve, and the samples of each step."""
     whole = run(part, 8, "whole", "stage.lr_schedule.warmup=2")

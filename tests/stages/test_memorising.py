@@ -28,9 +28,9 @@ def train(case, steps, *more):
 
 @pytest.mark.parametrize(
     ("case", "steps", "share"),
-    [("clip", 100, 0.1), ("movq", 60, 0.5), ("movq_adversary", 60, 0.5)]
+    [("clip", 100, 0.1), ("movq", 60, 0.5), pytest.param("movq_adversary", 60, 0.5, marks=pytest.mark.slow)]
     + [("prior", 60, 0.5), ("prior_linear", 60, 0.5), ("prior_residual", 60, 0.2)]
-    + [("decoder", 80, 0.5), ("inpainting", 80, 0.5)],
+    + [("decoder", 80, 0.5), pytest.param("inpainting", 80, 0.5, marks=pytest.mark.slow)],
 )
 def test_a_batch_is_learned(case, steps, share):
     lr = {"prior_linear": 0.05, "clip": 1e-3}.get(case, 5e-3)
