@@ -7,8 +7,8 @@ open-kandinsky judge a=out/ours b=out/theirs votes=votes.sqlite show=results out
 
 The page is served to this machine alone. From another one: ssh -L 7861:127.0.0.1:7861 THIS_MACHINE, then the same
 address there. Each judge has a name, an order of their own, and goes on where they stopped. The Kandinsky paper
-(section 5) compares systems like this, on DrawBench's prompts; it does not print its questions, and these are Imagen's
-two: alignment with the text, and fidelity.
+(section 5) compares systems like this, on DrawBench's prompts; it does not print its questions. These are of alignment
+with the text and of fidelity.
 """
 
 from pathlib import Path
