@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,6 +25,7 @@ from open_kandinsky.evaluation.shapes import called
 from open_kandinsky.evaluation.subject import Subject
 from open_kandinsky.load import fingerprints, load
 from open_kandinsky.pipeline.options import Options
+from open_kandinsky.weights.devices import check_device
 from open_kandinsky.weights.part import REST
 from open_kandinsky.weights.source import Source
 
@@ -35,6 +37,7 @@ def evaluate(cfg: DictConfig) -> str:
     """Run the protocol and write `metrics.json` to cfg.out; returns the line that says what came out."""
     wanted: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     exactly()
+    take_device(wanted["device"])
     protocol = instantiate(cfg.protocol)
     refuse_idle(wanted, protocol.reads)
     options = {name: wanted[name] for name in DRAWING if wanted[name] is not None}
@@ -65,10 +68,9 @@ def refuse_idle(wanted: Mapping[str, Any], reads: tuple[str, ...]) -> None:
 def subject(wanted: Mapping[str, Any], prior: str, options: Mapping[str, Any], seed: int) -> Subject:
     """The system with the prior in the folder of that name, opened at most once."""
     source = with_prior(wanted["weights"], prior)
-    device = own_device(wanted["device"])
     size = options.get("size")
     drawn = {**options, "size": (size, size) if isinstance(size, int) else tuple(size)} if size else dict(options)
-    opened = functools.cache(lambda: load(source, device=device))
+    opened = functools.cache(lambda: load(source, device=wanted["device"]))
     return Subject(called(prior), fingerprints(source), opened, cast(Options, drawn), seed)
 
 
@@ -87,10 +89,15 @@ def beside(cfg: DictConfig, name: str) -> DictConfig:
     return configuration.compose("evaluate", [f"protocol={name}", "weights=as_above", "out=as_above", *typed])
 
 
-def own_device(device: str) -> str:
-    """Under torchrun and SLURM each process of a machine has a GPU of its own."""
+def take_device(device: str) -> None:
+    """Under torchrun and SLURM, let cuda be one GPU a process, of those that it sees; for system and evaluators alike.
+
+    ValueError for a device that is not there.
+    """
+    check_device(device)
     local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
-    return f"cuda:{local}" if device == "cuda" and local else device
+    if device == "cuda" and local:
+        torch.cuda.set_device(int(local) % torch.cuda.device_count())
 
 
 @configuration.verb("evaluate")

@@ -18,7 +18,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -31,6 +30,7 @@ from open_kandinsky.modes import MODES, Asked, Mode
 from open_kandinsky.modes.request import strings
 from open_kandinsky.pipeline import Pipeline
 from open_kandinsky.pipeline.start import STRENGTH
+from open_kandinsky.weights.devices import check_device
 
 NUMBERS = {"seed": int, "scale": int | float, "prior_scale": int | float, "strength": int | float}
 FILES = ("images", "masks", "parts", "between")  # which may name pictures
@@ -110,15 +110,6 @@ def check(wanted: Mapping[str, Any]) -> None:
     device = wanted["device"]
     for one in device.values() if isinstance(device, Mapping) else [device]:
         check_device(one)
-
-
-def check_device(device: str) -> None:
-    try:
-        there = torch.device(device).type != "cuda" or torch.cuda.is_available()
-    except RuntimeError as error:
-        raise ValueError(f"device={device}: no such device; cpu, cuda or cuda:1, for example") from error
-    if not there:
-        raise ValueError(f"device={device}: this machine has no GPU that torch can use; device=cpu works anywhere")
 
 
 def request(

@@ -25,6 +25,16 @@ def placed(device: Device | Mapping[str, Device]) -> dict[str, Device]:
     return {part: device.get(part, others) for part in PARTS} | {TEXT: device.get(TEXT, device.get("clip", others))}
 
 
+def check_device(device: str) -> None:
+    """ValueError for a device that torch does not know, and for a GPU where there is none."""
+    try:
+        there = torch.device(device).type != "cuda" or torch.cuda.is_available()
+    except RuntimeError as error:
+        raise ValueError(f"device={device}: no such device; cpu, cuda or cuda:1, for example") from error
+    if not there:
+        raise ValueError(f"device={device}: this machine has no GPU that torch can use; device=cpu works anywhere")
+
+
 def one(device: Device | Mapping[str, Device]) -> Device:
     if isinstance(device, Mapping):
         raise ValueError(f"offload=true: the parts take turns on one device, and device={dict(device)} names several")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from open_kandinsky import configuration
 from open_kandinsky.data.coco import Coco
-from open_kandinsky.evaluate import evaluate
+from open_kandinsky.evaluate import evaluate, take_device
 from open_kandinsky.evaluation import blocks
 from open_kandinsky.evaluation.blocks import Block
 from open_kandinsky.evaluation.coco.captions import OnePerImage
@@ -188,6 +188,7 @@ def test_a_picture_that_was_replaced_is_noticed(done, asked, tmp_path, coco):
     ("more", "told"),
     [
         (["limit=0"], "limit=0: from 1 to the 12 captions"),
+        (["device=gpu"], "device=gpu: no such device"),
         (["metrics=[fdi]"], "no score is called 'fdi'"),
         (["coco=null"], "coco=null: give the folder"),
         (["seed=4294967290"], "seeds are from 0 to 2\\^32"),
@@ -214,6 +215,21 @@ def test_another_request_on_the_same_folder_is_refused(done, asked, tmp_path):
 def test_options_that_a_protocol_does_not_read_are_refused(asked, shapes, tmp_path):
     more = ["protocol=shapes", f"protocol.shapes='{shapes}/shapes'", "protocol.captions=1"]
     refused("this protocol does not read coco", asked[:2], tmp_path / "out", *more)
+
+
+@pytest.mark.parametrize(("local", "seen", "own"), [("3", 8, [3]), ("3", 1, [0]), (None, 8, [])])
+def test_each_process_has_a_gpu_of_those_that_it_sees(monkeypatch, local, seen, own):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.delenv("SLURM_LOCALID", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local is not None:
+        monkeypatch.setenv("SLURM_LOCALID", local)
+    for device in ("cuda", "cuda:1", "cpu"):
+        take_device(device)
+    assert taken == own
 
 
 def test_a_choice_that_there_is_not(asked, tmp_path):
