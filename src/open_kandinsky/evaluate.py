@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from open_kandinsky import configuration
-from open_kandinsky.evaluation.asked import DRAWING, Asked
+from open_kandinsky.evaluation.asked import DRAWING, OPTIONS, Asked
 from open_kandinsky.evaluation.samples import exactly
 from open_kandinsky.evaluation.shapes import called
 from open_kandinsky.evaluation.subject import Subject
@@ -29,7 +29,6 @@ from open_kandinsky.weights.devices import check_device
 from open_kandinsky.weights.part import REST
 from open_kandinsky.weights.source import Source
 
-COCO = ("coco", "also", "metrics", "limit", "block", "seed", "table", "real_stats", "wandb", *DRAWING)
 USUAL = {"block": 32, "seed": 0}
 
 
@@ -61,7 +60,7 @@ def evaluate(cfg: DictConfig) -> str:
 
 def refuse_idle(wanted: Mapping[str, Any], reads: tuple[str, ...]) -> None:
     """ValueError for a value that was given and would have no effect."""
-    if idle := [name for name in COCO if name not in reads and wanted[name] not in (None, [])]:
+    if idle := [name for name in OPTIONS if name not in reads and wanted[name] not in (None, [])]:
         raise ValueError(f"this protocol does not read {', '.join(idle)}; leave it out, or take another protocol")
 
 

@@ -5,10 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from open_kandinsky.data.coco import Coco
 from open_kandinsky.evaluation.subject import Subject
 
+NO_COCO = (
+    "coco=null: give the folder of captions_val2014.json and val2014/, as `make coco` fetches them; to see the same "
+    "without COCO, evaluate protocol=shapes"
+)
 # how a system is told to draw
 DRAWING = ("size", "steps", "scale", "sampler", "prior_steps", "prior_scale", "prior_sampler", "negative_prompt")
+# all that has a meaning for some protocols alone
+OPTIONS = ("coco", "also", "metrics", "limit", "block", "seed", "table", "real_stats", "wandb", *DRAWING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +34,12 @@ class Asked:
     real_stats: Path | None  # npz of mu and sigma, in place of real pictures
     accept_unknown_stats: bool
     wandb: str | None  # project
+
+    def opened_coco(self) -> Coco:
+        """ValueError where none was given, or what was given is not whole."""
+        if self.coco is None:
+            raise ValueError(NO_COCO)
+        return Coco.open(self.coco)
 
     @property
     def subject(self) -> Subject:

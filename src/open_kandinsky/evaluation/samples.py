@@ -1,6 +1,5 @@
 """The pictures that a system draws for a list of prompts: block by block, by any number of processes, once."""
 
-import hashlib
 import json
 import os
 import time
@@ -19,6 +18,7 @@ from open_kandinsky.diffusion.noise import check_seeds
 from open_kandinsky.evaluation import blocks
 from open_kandinsky.evaluation.blocks import Block
 from open_kandinsky.evaluation.claims import Claims, share
+from open_kandinsky.evaluation.hashes import lines_sha256
 from open_kandinsky.evaluation.subject import Subject
 from open_kandinsky.evaluation.versions import machine, versions
 from open_kandinsky.pipeline.options import Options
@@ -129,6 +129,10 @@ class Samples:
             raise ValueError(f"{self.folder}: {len(missing)} of {n} pictures are missing ({named}, ...); run it again")
         return [about for _, about in found if about is not None]
 
+    def flat(self, n: int) -> list[int]:
+        """Which of the first n have a single colour, or lie in a block with them."""
+        return [row for about in self.markers(n) for row in about["flat"]]
+
     def pictures(self, block: Block) -> list[Image.Image]:
         return blocks.read(self.folder, block)
 
@@ -140,14 +144,6 @@ class Samples:
         """Of the first n pictures' pixels, in their order."""
         each = [sha for about in self.markers(n) for sha in about["pixels_sha256"]]
         return lines_sha256(each[:n])
-
-
-def lines_sha256(lines: Sequence[str]) -> str:
-    """Of texts, each of which ends with a zero byte."""
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line.encode() + b"\0")
-    return digest.hexdigest()
 
 
 def exactly() -> None:

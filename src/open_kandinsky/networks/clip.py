@@ -41,11 +41,14 @@ class Clip(nn.Module):
 
     def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "b n"]:
         """Start, words, end, zeros. A caption that is too long loses its tail, keeps its end, and is warned of."""
-        room = self.length - 2
-        for caption in captions:
-            if len(caption) > room and len(self.tokenizer.encode(caption)) > room:  # a token has one letter at least
-                warnings.warn(f"longer than {room} tokens, its end is not read: {caption!r}", stacklevel=2)
+        for caption in self.cut(captions):
+            warnings.warn(f"longer than {self.length - 2} tokens, its end is not read: {caption!r}", stacklevel=2)
         return self.tokenizer(list(captions)).to(self.model.positional_embedding.device)
+
+    def cut(self, captions: Sequence[str]) -> list[str]:
+        """Those that are too long to be read to their end."""
+        room = self.length - 2  # a token has one letter at least
+        return [text for text in captions if len(text) > room and len(self.tokenizer.encode(text)) > room]
 
     def encode_image(self, clip_pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         return self.model.encode_image(clip_pixels)

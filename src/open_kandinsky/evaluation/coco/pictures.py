@@ -10,7 +10,8 @@ from PIL import Image
 from open_kandinsky.data.coco import Coco
 from open_kandinsky.evaluation import blocks
 from open_kandinsky.evaluation.blocks import Block
-from open_kandinsky.evaluation.samples import Samples, lines_sha256
+from open_kandinsky.evaluation.hashes import lines_sha256
+from open_kandinsky.evaluation.samples import Samples
 
 REAL_BLOCK = 64
 

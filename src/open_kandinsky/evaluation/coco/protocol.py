@@ -1,14 +1,12 @@
 """A protocol: every choice that moves a COCO number, under one name. conf/protocol/ has a file for each."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from open_kandinsky.data.coco import Coco
-from open_kandinsky.evaluation.asked import DRAWING, Asked
+from open_kandinsky.evaluation.asked import OPTIONS, Asked
 from open_kandinsky.evaluation.coco import captions as lists
 from open_kandinsky.evaluation.coco.captions import Caption
 from open_kandinsky.evaluation.coco.preparation import Preparation, choose
@@ -16,18 +14,13 @@ from open_kandinsky.evaluation.coco.report import board
 from open_kandinsky.evaluation.coco.report.comparison import compare
 from open_kandinsky.evaluation.coco.report.publish import publish
 from open_kandinsky.evaluation.coco.run import Run
+from open_kandinsky.evaluation.hashes import json_sha256
 from open_kandinsky.evaluation.samples import SEEDS
 from open_kandinsky.evaluation.scoring import scores, stats
 from open_kandinsky.evaluation.scoring.extractors import OwnClip, Prepared, Shelf
 from open_kandinsky.evaluation.scoring.features import Extractor, Pair
 from open_kandinsky.evaluation.scoring.scores import Score
 from open_kandinsky.evaluation.subject import Subject
-
-READS = ("coco", "also", "metrics", "limit", "block", "seed", "table", "real_stats", "wandb", *DRAWING)
-NO_COCO = (
-    "coco=null: give the folder of captions_val2014.json and val2014/, as `make coco` fetches them; to see the same "
-    "without COCO, evaluate protocol=shapes"
-)
 
 
 def every(coco: Coco, captions: Sequence[Caption]) -> list[int]:
@@ -47,7 +40,7 @@ REFERENCES = {"every": every, "paired": paired}
 class Protocol:
     """Numbers under two protocols differ by a factor of two for the same pictures: print a number with its protocol."""
 
-    reads = READS
+    reads = OPTIONS
 
     name: str
     about: str  # whose it is, and what is not known of it
@@ -66,11 +59,9 @@ class Protocol:
 
     def run(self, asked: Asked) -> str:
         """Draw, score and report; returns the headline."""
-        if asked.coco is None:
-            raise ValueError(NO_COCO)
+        coco = asked.opened_coco()
         if asked.wandb is not None:
             board.require()
-        coco = Coco.open(asked.coco)
         run = Run(
             protocol=self,
             also=asked.also,
@@ -113,16 +104,14 @@ class Protocol:
         features = dict(Prepared(self.inception, self.real).identity())
         return {"features": features, "reference": self.reference, "coco_sha256": coco.sha256}
 
-    def listed(self, coco: Coco, limit: int | None) -> list[Caption]:
-        """The captions to draw, and their first `limit` alone. ValueError where the list is another than was pinned."""
+    def listed(self, coco: Coco) -> list[Caption]:
+        """The captions to draw. ValueError where the list is another than was pinned."""
         found = self.captions(coco)
         digest = lists.sha256(found)
         if self.captions_sha256 not in (None, digest):
             told = f"the caption list has SHA-256 {digest}, where the protocol has {self.captions_sha256}"
             raise ValueError(f"protocol={self.name}: {told}; these are other captions than the published ones")
-        if limit is not None and not 1 <= limit <= len(found):
-            raise ValueError(f"limit={limit}: from 1 to the {len(found)} captions of protocol={self.name}")
-        return found[:limit]
+        return found
 
     def extractors(self, role: str, subject: Subject) -> dict[str, Pair]:
         """By what is put behind a score's name, nothing where a protocol has one network for it."""
@@ -138,7 +127,7 @@ class Protocol:
         return {name: plain(part) for name, part in parts.items() if name not in ("about", "metrics", "shelf")}
 
     def sha256(self) -> str:
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        return json_sha256(self.identity())
 
 
 def plain(part: Any) -> Any:

@@ -75,9 +75,7 @@ class ReconstructionProtocol:
 
     def run(self, asked: Asked) -> str:
         """Write metrics.json; returns the headline."""
-        if asked.coco is None:
-            raise ValueError("coco=null: give the folder of COCO, as `make coco` fetches it")
-        floors = Floors(self, asked, Coco.open(asked.coco))
+        floors = Floors(self, asked, asked.opened_coco())
         share([floors], Claims(asked.out / "claims" / "floors"), seen=lambda: None)
         found = json.loads((asked.out / METRICS).read_text(encoding="utf-8"))
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in found["metrics"].items())
@@ -120,16 +118,15 @@ class Floors:
             GivenBack(self.asked.subject, self.protocol.inception, self.protocol.lpips), self.protocol.preparation
         )
         some, every = self.real(self.ids), self.real([image.id for image in self.coco.images])
-        root = self.asked.out / "features"
         sets = [(some, back), (some, plain), (every, plain)]
-        return [Features(root, real, extractor, len(real.ids)) for real, extractor in sets]
+        return [Features(self.asked.out, real, extractor, len(real.ids)) for real, extractor in sets]
 
     def real(self, ids: Sequence[int]) -> Real:
         return Real(ids, [""] * len(ids), self.coco)
 
     def numbers(self) -> dict[str, Any]:
         for features in self.features:
-            features.extract(Claims(self.asked.out / "claims" / f"{features.pictures.name}-{features.folder.name}"))
+            features.extract()
         back, some, every = (features.gathered() for features in self.features)
         mean = dict(zip(FIGURES, back["figures"].double().mean(0).tolist(), strict=True))
         distances = {

@@ -3,7 +3,6 @@
 Any number of processes may run it on one folder, each by itself: what is done is seen in the folder.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from open_kandinsky.evaluation.coco import captions as lists
 from open_kandinsky.evaluation.coco.captions import Caption
 from open_kandinsky.evaluation.coco.pictures import Generated, Real
 from open_kandinsky.evaluation.coco.preparation import Preparation
+from open_kandinsky.evaluation.hashes import json_sha256
 from open_kandinsky.evaluation.samples import Samples
 from open_kandinsky.evaluation.scoring import stats
 from open_kandinsky.evaluation.scoring.features import Extractor, Features, Pair
@@ -38,7 +38,7 @@ class Rules(Protocol):
     @property
     def real(self) -> Preparation: ...
     def compared(self, coco: Coco, captions: Sequence[Caption]) -> list[int]: ...
-    def listed(self, coco: Coco, limit: int | None) -> list[Caption]: ...
+    def listed(self, coco: Coco) -> list[Caption]: ...
     def extractors(self, role: str, subject: Subject) -> dict[str, Pair]: ...
     def of_real(self, coco: Coco) -> dict[str, Any]: ...
     def sha256(self) -> str: ...
@@ -60,23 +60,22 @@ class Run:
     def check(self) -> None:
         """Before anything is drawn: ValueError for scores there are not, and for weights that are not at hand."""
         for protocol in self.protocols:
-            for score in self.scores.values():
-                for pair in protocol.extractors(score.reads, self.subject).values():
-                    assert pair.generated.identity()
+            for features in self.features(protocol):
+                assert features.extractor.identity()
 
     def draw(self) -> None:
         self.samples.draw(self.n, self.claims("pictures"))
 
     def refuse_flat(self) -> None:
         """ValueError for pictures of a single colour, by number."""
-        if rows := [row for marker in self.samples.markers(self.n) for row in marker["flat"]]:
+        if rows := self.samples.flat(self.n):
             told = f"{len(rows):,} of {self.n:,} pictures have a single colour ({', '.join(map(str, rows[:8]))}, ...)"
             raise ValueError(f"{told}: a safety filter's, or a model that collapsed? accept_flat=true scores them all")
 
     def extract(self) -> None:
         for protocol in self.protocols:
             for features in self.features(protocol):
-                features.extract(self.claims(f"{features.pictures.name}-{features.folder.name}"))
+                features.extract()
 
     def score(self) -> None:
         share([Scored(self, protocol) for protocol in self.protocols], self.claims("scores"), seen=lambda: None)
@@ -88,11 +87,15 @@ class Run:
     @cached_property
     def captions(self) -> list[Caption]:
         """Of the whole list, also where only its beginning is scored: so that more can be drawn later."""
-        return self.protocol.listed(self.coco, None)
+        return self.protocol.listed(self.coco)
 
     @cached_property
     def n(self) -> int:
-        return len(self.protocol.listed(self.coco, self.limit))
+        """How many of them. ValueError for a limit that the list does not have."""
+        if self.limit is not None and not 1 <= self.limit <= len(self.captions):
+            told = f"from 1 to the {len(self.captions)} captions of protocol={self.protocol.name}"
+            raise ValueError(f"limit={self.limit}: {told}")
+        return len(self.captions) if self.limit is None else self.limit
 
     @cached_property
     def samples(self) -> Samples:
@@ -117,9 +120,9 @@ class Run:
 
     def both(self, protocol: Rules, pair: Pair) -> list[Features]:
         """Of the drawn pictures, and of the real ones."""
-        root, real = self.out / "features", self.real(protocol)
-        drawn = Features(root, Generated(self.samples), pair.generated, self.n)
-        return [drawn, Features(root, real, pair.real, len(real.ids))]
+        real = self.real(protocol)
+        drawn = Features(self.out, Generated(self.samples), pair.generated, self.n)
+        return [drawn, Features(self.out, real, pair.real, len(real.ids))]
 
     def claims(self, name: str) -> Claims:
         return Claims(self.out / "claims" / name)
@@ -151,7 +154,7 @@ class Scored:
             "scores": [f"{name} {score.about}" for name, score in self.run.scores.items()],
             "coco": self.run.coco.sha256,
         }
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        return json_sha256(about)[:12]
 
     def done(self) -> bool:
         return self.path.is_file()

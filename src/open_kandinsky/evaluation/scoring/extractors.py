@@ -36,9 +36,13 @@ class Shelf:
     accept_unknown: bool
     device: str
 
+    @property
+    def place(self) -> Path:
+        """Where what is fetched goes."""
+        return Path(torch.hub.get_dir()) / "checkpoints" if self.folder is None else Path(self.folder)
+
     def find(self, wanted: Published) -> Found:
-        folder = Path(torch.hub.get_dir()) / "checkpoints" if self.folder is None else Path(self.folder)
-        return published.find(wanted, folder, accept_unknown=self.accept_unknown)
+        return published.find(wanted, self.place, accept_unknown=self.accept_unknown)
 
 
 class InceptionFeatures:
@@ -122,8 +126,7 @@ class OwnClip:
         return {"weights_sha256": self.subject.weights_sha256["clip"]}
 
     def cut(self, captions: Sequence[str]) -> list[str]:
-        clip = self.subject.open().clip
-        return [text for text in captions if len(clip.tokenizer.encode(text)) > clip.length - 2]
+        return self.subject.open().clip.cut(captions)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Mapping[str, Tensor]:

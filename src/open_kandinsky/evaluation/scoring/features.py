@@ -23,6 +23,7 @@ from tqdm import tqdm
 from open_kandinsky import atomic
 from open_kandinsky.evaluation.blocks import Block
 from open_kandinsky.evaluation.claims import Claims, share
+from open_kandinsky.evaluation.hashes import json_sha256
 
 
 @runtime_checkable
@@ -67,14 +68,15 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """One extractor's features of the first `n` of a set of pictures."""
+    """One extractor's features of the first `n` of a set of pictures, in the folder `out`, with claims beside them."""
 
-    root: Path
+    out: Path
     pictures: Pictures
     extractor: Extractor
     n: int
 
-    def extract(self, claims: Claims) -> None:
+    def extract(self) -> None:
+        claims = Claims(self.out / "claims" / f"{self.pictures.name}-{self.folder.name}")
         units = [Extracted(self, block) for block in self.pictures.of(self.n)]
         with tqdm(total=len(units), desc=f"{self.pictures.name}: {self.extractor.name}", unit="block") as bar:
             share(units, claims, seen=bar.update)
@@ -101,8 +103,8 @@ class Features:
 
     @cached_property
     def folder(self) -> Path:
-        key = hashlib.sha256(json.dumps(self.extractor.identity(), sort_keys=True).encode()).hexdigest()[:12]
-        return self.root / self.pictures.name / f"{self.extractor.name}-{key}"
+        key = json_sha256(self.extractor.identity())[:12]
+        return self.out / "features" / self.pictures.name / f"{self.extractor.name}-{key}"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from open_kandinsky.data.coco import Coco
-from open_kandinsky.evaluation.claims import Claims
 from open_kandinsky.evaluation.coco.pictures import Real
 from open_kandinsky.evaluation.coco.protocol import Protocol
 from open_kandinsky.evaluation.scoring.extractors import Prepared
@@ -63,17 +62,17 @@ class FidOfDrawn:
     def measure(self) -> float:
         drawn, real = self.features()
         for features in (drawn, real):
-            features.extract(Claims(Path(self.work) / "claims" / f"{features.pictures.name}-{features.folder.name}"))
+            features.extract()
         return cross_checked(real.gathered()["pool"], drawn.gathered()["pool"])
 
     def features(self) -> tuple[Features, Features]:
         """Of the drawn pictures, and of the real ones."""
-        coco, root = self.real_set(), Path(self.work) / "features"
+        coco, out = self.real_set(), Path(self.work)
         ids = self.protocol.compared(coco, [])
         real = Real(ids, [""] * len(ids), coco)
         of_drawn = Prepared(self.protocol.inception, self.protocol.generated)
         of_real = Prepared(self.protocol.inception, self.protocol.real)
-        return Features(root, self.drawn, of_drawn, self.n), Features(root, real, of_real, len(ids))
+        return Features(out, self.drawn, of_drawn, self.n), Features(out, real, of_real, len(ids))
 
     def unpublished(self) -> dict[str, str]:
         return {self.folder: self.drawn.sha256()}

@@ -9,7 +9,7 @@ from PIL import Image
 from open_kandinsky.evaluation import blocks
 from open_kandinsky.evaluation.blocks import Block
 from open_kandinsky.evaluation.coco.pictures import REAL_BLOCK
-from open_kandinsky.evaluation.samples import lines_sha256
+from open_kandinsky.evaluation.hashes import lines_sha256
 from open_kandinsky.evaluation.selfcheck.sample import picture
 from open_kandinsky.weights import store
 

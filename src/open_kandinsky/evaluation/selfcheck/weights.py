@@ -4,10 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
-from pathlib import Path
 from urllib.error import URLError
-
-import torch
 
 from open_kandinsky.evaluation.scoring.extractors import Shelf, published_clip
 from open_kandinsky.evaluation.selfcheck.check import Wanted, hashed
@@ -46,7 +43,7 @@ class WeightsFile:
 
     def found(self) -> Found:
         """A file of another hash too: that is what this check is there to say."""
-        return published.find(self.file, place(self.shelf), accept_unknown=True)
+        return published.find(self.file, self.shelf.place, accept_unknown=True)
 
 
 def evaluators(*, shelf: Shelf, clip: Mapping[str, str]) -> list[WeightsFile]:
@@ -60,17 +57,11 @@ def evaluators(*, shelf: Shelf, clip: Mapping[str, str]) -> list[WeightsFile]:
     return [WeightsFile(shelf, file) for file in (*EVALUATORS, *clips.values())]
 
 
-def place(shelf: Shelf) -> Path:
-    """Where what is fetched goes."""
-    return Path(torch.hub.get_dir()) / "checkpoints" if shelf.folder is None else Path(shelf.folder)
-
-
 def absent(shelf: Shelf, file: Published) -> list[Wanted]:
     """The file, where it lies in none of the places that are looked at."""
-    folder = place(shelf)
-    if any(path.is_file() for path in published.candidates(file, folder)):
+    if any(path.is_file() for path in published.candidates(file, shelf.place)):
         return []
-    return [Wanted(folder / file.file, file.url or file.what, hashed(file.sha256))]
+    return [Wanted(shelf.place / file.file, file.url or file.what, hashed(file.sha256))]
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The numbers, the pictures and the page of an evaluation on Weights & Biases."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from open_kandinsky import atomic
+from open_kandinsky.evaluation.hashes import json_sha256
 
 MARK = "wandb.json"
 
@@ -26,7 +26,7 @@ class Boarded:
     @property
     def id(self) -> str:
         told = {name: value for name, value in self.found.items() if name not in ("made", "versions")}
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        return json_sha256(told)[:16]
 
     def done(self) -> bool:
         path = self.out / MARK

@@ -30,7 +30,7 @@ def of_pictures(run: Run) -> list[str]:
     found = []
     if len({seed for marker in markers for seed in marker["seeds"]}) == 1 and run.n > 1:
         found.append("All pictures were drawn from one noise, as this protocol has it: they are not independent.")
-    if rows := [row for marker in markers for row in marker["flat"]]:
+    if rows := run.samples.flat(run.n):
         found.append(f"{len(rows):,} pictures have a single colour: {', '.join(map(str, rows[:8]))}.")
     if len({str(marker["drawn_with"]) for marker in markers}) > 1:
         found.append("Drawn with different settings: the config beside the weights was changed on the way.")

@@ -31,4 +31,3 @@ OTHERS = (
     Row("DeepFloyd IF, by its authors", 7.19, None, "arXiv 2310.03502, Table 1"),
     Row("DeepFloyd IF, by Kandinsky's authors", 15.10, None, "arXiv 2310.03502, Table 1"),
 )
-# Codebook of 16,384; ImageNet, 256 px. arXiv 2310.03502, Table 4.
