@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 
 import pytest
 from safetensors import SafetensorError
@@ -68,3 +69,50 @@ def test_a_folder_that_holds_something_by_then_is_left_alone(tmp_path):
         (tmp_path / "folder").mkdir()
         (tmp_path / "folder" / "theirs").touch()
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["theirs"]
+
+
+class TestLeftovers:
+    """What killed processes were writing."""
+
+    @pytest.fixture
+    def dead(self):
+        """The number of a process that is no more."""
+        import subprocess
+
+        process = subprocess.Popen(["true"])
+        process.wait()
+        return process.pid
+
+    def left(self, folder, host, pid, age=0.0):
+        part = folder / f".file.ckpt.{host}.{pid}.part"
+        part.write_text("half")
+        os.utime(part, (part.stat().st_mtime - age,) * 2)
+        return part
+
+    def test_those_of_dead_processes_of_this_machine_go(self, tmp_path, dead):
+        (tmp_path / "below").mkdir()
+        gone = self.left(tmp_path / "below", socket.gethostname(), dead)
+        assert atomic.remove_leftovers(tmp_path) == [gone] and not gone.exists()
+
+    def test_folders_too(self, tmp_path, dead):
+        with atomic.new_folder(tmp_path / "folder") as part:
+            (part / "file").touch()
+            name = part.name.replace(f".{os.getpid()}.", f".{dead}.")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").touch()
+        atomic.remove_leftovers(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+    def test_those_of_the_living_stay(self, tmp_path):
+        self.left(tmp_path, socket.gethostname(), os.getppid())
+        assert atomic.remove_leftovers(tmp_path) == []
+
+    @pytest.mark.parametrize(("age", "goes"), [(60, False), (2 * 3600, True)])
+    def test_those_of_another_machine_when_it_has_long_been_silent(self, tmp_path, dead, age, goes):
+        part = self.left(tmp_path, "elsewhere", dead, age)
+        assert atomic.remove_leftovers(tmp_path) == [part] * goes and part.exists() is not goes
+
+    def test_nobody_elses_files(self, tmp_path, dead):
+        (tmp_path / ".notes.part").touch()
+        (tmp_path / f"file.{dead}.part").touch()
+        assert atomic.remove_leftovers(tmp_path) == []

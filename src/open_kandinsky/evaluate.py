@@ -9,12 +9,10 @@ SLURM array, by hand. Each does what no other has done; all of them end when eve
 """
 
 import functools
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,7 +23,7 @@ from open_kandinsky.evaluation.shapes import called
 from open_kandinsky.evaluation.subject import Subject
 from open_kandinsky.load import fingerprints, load
 from open_kandinsky.pipeline.options import Options
-from open_kandinsky.weights.devices import check_device
+from open_kandinsky.weights.devices import take_device
 from open_kandinsky.weights.part import REST
 from open_kandinsky.weights.source import Source
 
@@ -86,17 +84,6 @@ def beside(cfg: DictConfig, name: str) -> DictConfig:
     kept = ("device", "evaluator_weights", "accept_unknown_weights")
     typed = [f"{key}='{cfg[key]}'" if isinstance(cfg[key], str) else f"{key}={cfg[key]}".lower() for key in kept]
     return configuration.compose("evaluate", [f"protocol={name}", "weights=as_above", "out=as_above", *typed])
-
-
-def take_device(device: str) -> None:
-    """Under torchrun and SLURM, let cuda be one GPU a process, of those that it sees; for system and evaluators alike.
-
-    ValueError for a device that is not there.
-    """
-    check_device(device)
-    local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
-    if device == "cuda" and local:
-        torch.cuda.set_device(int(local) % torch.cuda.device_count())
 
 
 @configuration.verb("evaluate")

@@ -14,10 +14,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from open_kandinsky import atomic
+from open_kandinsky.claims import Claims, share
 from open_kandinsky.diffusion.noise import check_seeds
 from open_kandinsky.evaluation import blocks
 from open_kandinsky.evaluation.blocks import Block
-from open_kandinsky.evaluation.claims import Claims, share
 from open_kandinsky.evaluation.hashes import lines_sha256
 from open_kandinsky.evaluation.subject import Subject
 from open_kandinsky.evaluation.versions import machine, versions

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from open_kandinsky.data.reading import Skipped, read_samples
 from open_kandinsky.data.shapes.world import SPLITS, Scene, World
+from open_kandinsky.data.tars.reading import Skipped, read_samples
 from open_kandinsky.data.transforms import ClipPixels, to_images, to_pixels, to_uint8
 from open_kandinsky.evaluation.asked import Asked
 from open_kandinsky.evaluation.figures import samples_png

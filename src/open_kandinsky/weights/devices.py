@@ -1,5 +1,6 @@
 """Networks that live on another device than what they are given, and networks that take turns on one device."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from typing import Any
@@ -33,6 +34,17 @@ def check_device(device: str) -> None:
         raise ValueError(f"device={device}: no such device; cpu, cuda or cuda:1, for example") from error
     if not there:
         raise ValueError(f"device={device}: this machine has no GPU that torch can use; device=cpu works anywhere")
+
+
+def take_device(device: str) -> None:
+    """Under torchrun and SLURM, let cuda be one GPU a process, of those that it sees; for system and evaluators alike.
+
+    ValueError for a device that is not there.
+    """
+    check_device(device)
+    local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
+    if device == "cuda" and local:
+        torch.cuda.set_device(int(local) % torch.cuda.device_count())
 
 
 def one(device: Device | Mapping[str, Device]) -> Device:

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from open_kandinsky.evaluation.claims import Claims, share
+from open_kandinsky.claims import Claims, share
 from open_kandinsky.evaluation.coco.report import board
 from open_kandinsky.evaluation.coco.report.board import Boarded
 

@@ -287,6 +287,7 @@ def make(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
+@pytest.mark.slow
 def test_make_eval_coco(asked, system, coco, tmp_path):
     args = " ".join(["protocol.captions.n=6", "block=3"])
     ended = make(

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from open_kandinsky.claims import Claims, share
 from open_kandinsky.data.coco import Coco
 from open_kandinsky.data.transforms import to_images, to_pixels
 from open_kandinsky.evaluation.asked import Asked
-from open_kandinsky.evaluation.claims import Claims, share
 from open_kandinsky.evaluation.coco.captions import Caption
 from open_kandinsky.evaluation.coco.pictures import Real
 from open_kandinsky.evaluation.coco.preparation import Preparation

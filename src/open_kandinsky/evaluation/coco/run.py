@@ -13,8 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from open_kandinsky import atomic
+from open_kandinsky.claims import Claims, share
 from open_kandinsky.data.coco import Coco
-from open_kandinsky.evaluation.claims import Claims, share
 from open_kandinsky.evaluation.coco import captions as lists
 from open_kandinsky.evaluation.coco.captions import Caption
 from open_kandinsky.evaluation.coco.pictures import Generated, Real

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from open_kandinsky.claims import Claims, share
 from open_kandinsky.evaluation.asked import DRAWING, Asked
 from open_kandinsky.evaluation.blocks import png
-from open_kandinsky.evaluation.claims import Claims, share
 from open_kandinsky.evaluation.layouts import geneval, t2i_compbench
 from open_kandinsky.evaluation.layouts.drawn import Drawn
 from open_kandinsky.evaluation.report import METRICS, write_json

@@ -21,8 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from open_kandinsky import atomic
+from open_kandinsky.claims import Claims, share
 from open_kandinsky.evaluation.blocks import Block
-from open_kandinsky.evaluation.claims import Claims, share
 from open_kandinsky.evaluation.hashes import json_sha256
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from open_kandinsky.evaluation.claims import share
+from open_kandinsky.claims import share
 from open_kandinsky.evaluation.coco.report import page
 from open_kandinsky.evaluation.coco.report.board import Boarded
 from open_kandinsky.evaluation.coco.report.caveats import caveats

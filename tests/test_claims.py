@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from open_kandinsky.evaluation.claims import Claims, share
+from open_kandinsky.claims import Claims, share
 
 
 @dataclass(frozen=True)
