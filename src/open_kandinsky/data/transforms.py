@@ -23,6 +23,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)
 
 
 def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -83,12 +84,32 @@ def on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
+def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of the upright image, from its header alone. Raises ValueError as `open_image` does."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            check_size(image, max_pixels)
+            # of a PNG without EXIF in its header, PIL would decode all to look for it behind the pixels
+            told = image.format != "PNG" or "exif" in image.info
+            turned = told and image.getexif().get(ORIENTATION, 1) in SIDEWAYS
+    except Exception as error:  # on hostile bytes PIL's decoders raise nearly anything
+        raise ValueError(f"not a usable image ({len(data)} bytes): {error}") from error
+    return (image.height, image.width) if turned else image.size
+
+
 def centre_square(image: Image.Image) -> tuple[int, int, int, int]:
     """The largest centred square: left, top, right, bottom."""
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
+    return centre_box(image, 1, 1)
+
+
+def centre_box(image: Image.Image, height: int, width: int) -> tuple[int, int, int, int]:
+    """The largest centred box as wide to its height as `width` to `height`: left, top, right, bottom."""
+    wide = min(image.width, max(1, round(image.height * width / height)))
+    high = min(image.height, max(1, round(image.width * height / width)))
+    left, top = (image.width - wide) // 2, (image.height - high) // 2
+    return left, top, left + wide, top + high
 
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
@@ -119,8 +140,13 @@ class Pixels:
         self.size = size
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 {self.size} {self.size}"]:
-        square = image.convert("RGB").crop(centre_square(image))  # resize's own box lets in pixels from outside it
-        return to_pixels(square.resize((self.size, self.size), Image.Resampling.BICUBIC))
+        return covering(image, self.size, self.size)
+
+
+def covering(image: Image.Image, height: int, width: int) -> Float[Tensor, "3 {height} {width}"]:
+    """A centred crop of that shape, bicubic with antialiasing, [-1, 1]. A smaller image is enlarged."""
+    crop = image.convert("RGB").crop(centre_box(image, height, width))  # resize's own box lets in pixels from outside
+    return to_pixels(crop.resize((width, height), Image.Resampling.BICUBIC))
 
 
 class ClipPixels:

@@ -1,0 +1,155 @@
+"""How many samples each shard of a list has: counted once, kept in a file, counted anew where a shard has changed."""
+
+import hashlib
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from open_kandinsky import atomic
+from open_kandinsky.claims import Claims, share
+from open_kandinsky.data.tars.opening import open_url
+from open_kandinsky.data.tars.stamps import Stamp, folder_of, stamps
+from open_kandinsky.data.tars.tar import Counted, count
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of what counts as a sample
+SAVED_EVERY = 1000  # shards: what was counted is not lost with a process that is stopped
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """A list of shards, how many samples each has, and what is wrong with some."""
+
+    urls: list[str]
+    counts: list[int]
+    problems: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def identity(self) -> str:
+        """The same for the same names and counts in the same order, wherever the shards lie."""
+        told = hashlib.sha256()
+        for url, rows in zip(self.urls, self.counts, strict=True):
+            told.update(f"{url.rpartition('/')[2]}\t{rows}\n".encode())
+        return told.hexdigest()
+
+
+class Indexer:
+    """Makes the index of a list of shards; what was counted before, by whatever process, is not counted again.
+
+    `folder`: where the counts are kept, one file for each folder of shards; `count`: what counts a shard. One of the
+    processes that see `folder` counts, the others wait for it. Raises ValueError for a shard that is not there, and
+    OSError for one that cannot be counted.
+    """
+
+    def __init__(self, *, folder: str, threads: int, count: Callable[[str], Counted]) -> None:
+        self.folder, self.threads, self.count = Path(folder).expanduser(), threads, count
+
+    def __call__(self, urls: list[str]) -> ShardIndex:
+        units = [FolderCounts(self.file(name), held, self.count, self.threads) for name, held in by_folder(urls)]
+        share(units, Claims(self.folder), seen=lambda: None, pause=2.0)
+        found = {url: entry for unit in units for url, entry in unit.entries.items()}
+        problems = {url: found[url][3] for url in urls if found[url][3] is not None}
+        tell_problems(problems)
+        return ShardIndex(list(urls), [found[url][0] for url in urls], problems)
+
+    def file(self, shards: str) -> Path:
+        """Counts of another way of counting are another file's."""
+        way = getattr(self.count, "func", self.count).__qualname__
+        name = hashlib.sha256(f"{VERSION}\n{way}\n{shards}".encode()).hexdigest()[:20]
+        return self.folder / f"{name}.json"
+
+
+def by_folder(urls: list[str]) -> list[tuple[str, dict[str, Stamp]]]:
+    """The shards of each folder, with their stamps."""
+    folders: dict[str, dict[str, Stamp]] = defaultdict(dict)
+    for url, stamp in zip(urls, stamps(urls), strict=True):
+        folders[folder_of(url)][url] = stamp
+    return list(folders.items())
+
+
+def tell_problems(problems: dict[str, str]) -> None:
+    """By name: what lies after a break is no sample of the set."""
+    if problems:
+        first = "".join(f"\n  {url}: {problem}" for url, problem in list(problems.items())[:NAMED])
+        log.warning(f"{len(problems)} shard(s) break off, and have only the samples before the break:{first}")
+
+
+class FolderCounts:
+    """The counts of one folder's shards, in `path`: a unit of work for claims. `shards`: address -> present stamp."""
+
+    def __init__(self, path: Path, shards: dict[str, Stamp], count: Callable[[str], Counted], threads: int) -> None:
+        self.path, self.shards, self.count, self.threads = path, shards, count, threads
+        self.entries: dict[str, list[Any]] = {}  # address -> count, size, version, problem; as the file had it last
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def left(self) -> list[str]:
+        """Those that were never counted, or have changed since."""
+        known = self.entries
+        return [url for url, stamp in self.shards.items() if url not in known or tuple(known[url][1:3]) != stamp]
+
+    def done(self) -> bool:
+        self.entries = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        return not self.left()
+
+    def do(self) -> None:
+        """Counts what is left, in threads. Raises ValueError or OSError where some could not, the others kept."""
+        entries, left = self.entries, self.left()
+        if changed := [url for url in left if url in entries]:
+            log.warning(f"{len(changed)} shard(s) have changed and are counted again: {', '.join(changed[:NAMED])}")
+        failed: dict[str, OSError] = {}
+        for done, (url, found) in enumerate(self.counted(left), start=1):
+            if isinstance(found, OSError):
+                failed[url] = found
+            else:
+                entries[url] = [found.count, *self.shards[url], found.problem]
+            if done % SAVED_EVERY == 0 or done == len(left):
+                atomic.write(self.path, json.dumps(entries))
+        refuse_failed(failed)
+
+    def counted(self, urls: list[str]) -> Iterator[tuple[str, Counted | OSError]]:
+        with ThreadPoolExecutor(self.threads) as pool:
+            yield from zip(urls, tqdm(pool.map(self.attempt, urls), "counting", len(urls), unit="shard"), strict=True)
+
+    def attempt(self, url: str) -> Counted | OSError:
+        try:
+            return self.count(url)
+        except OSError as error:
+            return error
+
+
+def refuse_failed(failed: dict[str, OSError]) -> None:
+    """Raises for shards that could not be counted, the missing ones first."""
+    missing = [url for url, error in failed.items() if isinstance(error, FileNotFoundError)]
+    if missing:
+        raise ValueError(f"{len(missing)} shard(s) are not there: {', '.join(missing[:NAMED])}; correct the list")
+    if failed:
+        url, error = next(iter(failed.items()))
+        raise OSError(
+            f"{len(failed)} shard(s) could not be counted, the first {url!r}: {error}; run it again"
+        ) from error
+
+
+def count_stats(url: str) -> Counted:
+    """What img2dataset wrote beside the shard, NNNNN_stats.json, where it did: nothing of the shard is read.
+
+    Its `successes` are counted before a sample is written, so a tar may have fewer samples (which are tallied when they
+    are missed); one that somebody added to later has more, and they are not seen.
+    """
+    try:
+        with open_url(f"{url.removesuffix('.tar')}_stats.json") as file:
+            return Counted(int(json.load(file)["successes"]), None)
+    except (FileNotFoundError, PermissionError, ValueError, KeyError, TypeError):  # S3 may forbid what is not there
+        return count(url)

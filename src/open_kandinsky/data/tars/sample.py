@@ -1,0 +1,95 @@
+"""A sample of an img2dataset shard: its members as they lie there, and the image and caption that they hold."""
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from open_kandinsky.data.transforms import open_image
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+TEXTS = ("txt", "json")
+
+
+class Raw(NamedTuple):
+    """A sample's members as they lie in the shard: extension -> bytes. `facts`: its row of the shard's side file."""
+
+    key: str
+    url: str
+    members: dict[str, bytes]
+    facts: Mapping[str, Any] = MappingProxyType({})
+
+
+class Sample(NamedTuple):
+    """A sample that can be used; `info` is its json, empty where it has none."""
+
+    key: str
+    image: Image.Image
+    caption: str
+    info: dict[str, Any]
+
+
+def stem(url: str) -> str:
+    """The shard's name without folder and ending."""
+    return PurePosixPath(url).stem
+
+
+def whole(raw: Raw) -> bool:
+    """Whether a sample at a tar's cut has all that training needs."""
+    return any(raw.members.get(name) for name in IMAGES) and any(raw.members.get(name) for name in TEXTS)
+
+
+def decode(raw: Raw, max_pixels: int) -> Sample:
+    """Raises ValueError(reason, detail) where a member is missing or unreadable."""
+    empty = [extension for extension, data in raw.members.items() if not data]
+    if empty:
+        raise ValueError("zero-byte member", f".{empty[0]}")
+    info = read_info(raw)
+    return Sample(raw.key, read_image(raw, max_pixels), read_caption(raw, info), info)
+
+
+def read_info(raw: Raw) -> dict[str, Any]:
+    """The sample's json (img2dataset's is optional), and what the side file knows besides."""
+    try:
+        info = json.loads(raw.members.get("json", b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError("unreadable json", str(error)) from error
+    if not isinstance(info, dict):
+        raise ValueError("unreadable json", f"a {type(info).__name__}, expected an object")
+    return {**raw.facts, **info}
+
+
+def image_bytes(raw: Raw) -> bytes:
+    """The first image member, encoded. Raises ValueError(reason, detail) where there is none."""
+    data = next((raw.members[extension] for extension in IMAGES if extension in raw.members), None)
+    if data is None:
+        raise ValueError("missing image", f"members: {', '.join(raw.members)}")
+    return data
+
+
+def read_image(raw: Raw, max_pixels: int) -> Image.Image:
+    """The first image member, decoded."""
+    data = image_bytes(raw)
+    try:
+        return open_image(data, max_pixels=max_pixels)
+    except ValueError as error:
+        raise ValueError("unreadable image", str(error)) from error
+
+
+def read_text(raw: Raw) -> str | None:
+    """The txt member; None where there is none."""
+    try:
+        return raw.members["txt"].decode("utf-8") if "txt" in raw.members else None
+    except UnicodeDecodeError as error:
+        raise ValueError("unreadable caption", str(error)) from error
+
+
+def read_caption(raw: Raw, info: dict[str, Any]) -> str:
+    """The txt member, or the json's caption."""
+    caption = read_text(raw) if "txt" in raw.members else info.get("caption")
+    if not isinstance(caption, str) or not caption.strip():
+        raise ValueError("missing caption", f"found {caption!r}")
+    return caption.strip()
