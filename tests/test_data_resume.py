@@ -65,6 +65,7 @@ def shards(path, **options):
 
 SOURCES = {
     "cache": lambda path: cached_data(folder_once(path), val_path=str(path / "c")),
+    "cache, streamed": lambda path: cached_data(folder_once(path), val_path=str(path / "c"), in_memory=False),
     "memory": lambda path: shards(path, in_memory=True),
     "distinct": lambda path: shards(path, in_memory=True, distinct_captions=True),
     "stream": lambda path: shards(path),
@@ -72,7 +73,7 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize("source", ["cache", "memory", "distinct", "stream"])
+@pytest.mark.parametrize("source", ["cache", "cache, streamed", "memory", "distinct", "stream"])
 @pytest.mark.parametrize(
     ("step", "hook"),
     [(1, "on_train_batch_end"), (5, "on_train_batch_end"), (6, "on_train_batch_end")]
@@ -100,5 +101,33 @@ def test_a_finished_run_can_be_prolonged(tmp_path, stop):
     assert before + after == whole
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 6, 7, 8])
+def test_a_stream_of_workers_is_resumed_anywhere(tmp_path, step):
+    test_killed_and_resumed_is_uninterrupted(tmp_path, "stream of 2 workers", step, "on_train_batch_end")
+
+
 def test_a_stream_of_workers_is_resumed_too(tmp_path):
     test_killed_and_resumed_is_uninterrupted(tmp_path, "stream of 2 workers", 5, "on_train_batch_end")
+
+
+@pytest.mark.filterwarnings("ignore:the order of samples has changed")
+def test_a_stream_is_killed_twice_in_one_epoch_and_resumed_by_other_workers(tmp_path):
+    """12 samples an epoch, one a batch: what the three runs saw together are three epochs, none of them twice."""
+    seen, checkpoint = [], None
+    for step, workers in [(3, 2), (7, 0), (99, 3)]:
+        path = tmp_path / f"{step}.ckpt"
+        module = shards(tmp_path, workers=workers, batch_size=1)
+        seen += fit(module, tmp_path, [SaveAndDie(step, path, "on_train_batch_end")], checkpoint)[1]
+        checkpoint = path
+    keys = [key for [key] in seen]
+    assert len(keys) == 36
+    for epoch in range(3):
+        assert len(set(keys[12 * epoch : 12 * epoch + 12])) == 12
+
+
+def test_a_run_in_memory_does_not_go_on_as_a_stream(tmp_path):
+    path = tmp_path / "last.ckpt"
+    fit(SOURCES["memory"](tmp_path), tmp_path, [SaveAndDie(1, path, "on_train_batch_end")])
+    with pytest.raises(ValueError, match="in memory"):
+        fit(SOURCES["stream"](tmp_path), tmp_path, checkpoint=path)

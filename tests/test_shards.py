@@ -2,16 +2,18 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import tarfile
 from collections import Counter
+from itertools import chain, islice
 
 import numpy as np
 import pytest
 import torch
 from makers.shards import data, picture, sample, write_folder, write_tar
 
-from open_kandinsky.data.shards import Skipped, read_samples, shard_urls
+from open_kandinsky.data.shards import ShardData, Skipped, read_samples, shard_urls
 
 
 def read(urls, max_bad_share=1.0):
@@ -21,6 +23,16 @@ def read(urls, max_bad_share=1.0):
 
 def keys_of(loader):
     return [batch["key"] for batch in loader]
+
+
+@pytest.fixture(autouse=True)
+def no_workers_left(monkeypatch):
+    """A loader that a trainer has is closed by it; ours are closed here, lest hundreds of workers wait for the end."""
+    begun, make = [], ShardData.train_dataloader
+    monkeypatch.setattr(ShardData, "train_dataloader", lambda self: begun.append(make(self)) or begun[-1])
+    yield
+    for loader in begun:
+        loader.close()
 
 
 def flat(batches):
@@ -222,15 +234,26 @@ def test_memory_is_the_same_for_any_number_of_workers(tmp_path):
     assert torch.equal(alone.columns["pixels"], two.columns["pixels"])
 
 
-def test_a_loader_goes_on_where_it_was(tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"in_memory": True},
+        {},
+        pytest.param({"workers": 2}, marks=pytest.mark.slow),
+        pytest.param({"workers": 3, "batch_size": 3}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_loader_goes_on_where_it_was(tmp_path, options):
     folder = write_folder(tmp_path / "a", [7, 1, 5, 11])
-    for in_memory in (False, True):
-        loader = data(folder, in_memory=in_memory).train_dataloader()
-        whole = [keys_of(loader), keys_of(loader)]
-        for trained, expected in [(0, whole), (4, [whole[0][4:], whole[1]]), (6, [whole[1]])]:
-            resumed = data(folder, in_memory=in_memory).train_dataloader()
-            resumed.load_state_dict({"epoch": 0, "trained": trained})
-            assert [keys_of(resumed) for _ in expected] == expected
+    loader = data(folder, **options).train_dataloader()
+    whole = [*keys_of(loader), *keys_of(loader), *keys_of(loader)]
+    for drawn in (0, 1, 4, len(loader), len(loader) + 3):
+        stopped, resumed = data(folder, **options), data(folder, **options)
+        once = stopped.train_dataloader()
+        again = [batch["key"] for batch in islice(chain(once, once), drawn)]
+        resumed.load_state_dict(stopped.state_dict())
+        rest = keys_of(resumed.train_dataloader())
+        assert again + rest == whole[: drawn + len(rest)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -246,11 +269,38 @@ def test_no_validation_set(tmp_path):
     assert data(write_folder(tmp_path / "a", [4])).val_dataloader() == []
 
 
-def test_more_workers_than_shards_is_said_and_does_not_hang(tmp_path):
-    folder = write_folder(tmp_path / "a", [8])
-    with pytest.warns(UserWarning, match="workers=3, but only 1 shard"):
+def test_a_loader_that_was_closed_has_no_workers_and_goes_on(tmp_path):
+    folder = write_folder(tmp_path / "a", [7, 1, 5, 11])
+    whole = data(folder, workers=2).train_dataloader()
+    loader = data(folder, workers=2).train_dataloader()
+    others = len(multiprocessing.active_children())
+    first = [batch["key"] for batch in islice(loader, 4)]
+    assert len(multiprocessing.active_children()) == others + 2
+    loader.close()
+    assert len(multiprocessing.active_children()) == others
+    again = [*keys_of(whole), *keys_of(whole)]
+    assert first + keys_of(loader) == again[:10]
+
+
+def test_one_shard_is_enough_for_several_workers(tmp_path):
+    loader = data(write_folder(tmp_path / "a", [8]), workers=2).train_dataloader()
+    assert len(set(flat(keys_of(loader)))) == 8
+
+
+def test_more_workers_than_batches_is_said_and_does_not_hang(tmp_path):
+    folder = write_folder(tmp_path / "a", [9])
+    with pytest.warns(UserWarning, match=r"workers=3, but only 2 batch\(es\) an epoch"):
         loader = data(folder, workers=3).train_dataloader()
-    assert len(flat(keys_of(loader))) == 8
+    assert len(set(flat(keys_of(loader)))) == 8
+
+
+def test_what_does_not_fill_a_batch_opens_the_next_epoch(tmp_path):
+    """11 samples, batches of 4: 11 batches are four epochs."""
+    loader = data(write_folder(tmp_path / "a", [7, 4])).train_dataloader()
+    assert len(loader) == 2
+    seen = flat(batch["key"] for batch in islice(chain.from_iterable(iter(loader.__iter__, None)), 11))
+    for epoch in range(4):
+        assert len(set(seen[11 * epoch : 11 * (epoch + 1)])) == 11
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
@@ -261,16 +311,31 @@ def test_fewer_samples_than_a_batch_are_refused(tmp_path, in_memory):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_skipped_of_all_workers_are_reported_once(tmp_path, workers, caplog):
+def test_the_skipped_of_all_workers_are_reported_for_each_epoch(tmp_path, workers, caplog):
+    """20 samples, of which 2 are bad: three passes of 5 batches of 4 are three epochs of 18 and a bit."""
     for shard in range(2):
         bad = {"bad": sample(0, png=b"x")} | {f"{at}": sample(at) for at in range(9)}
         write_tar(tmp_path / f"{shard}.tar", bad)
     with caplog.at_level(logging.WARNING):
-        keys_of(data(str(tmp_path), workers=workers).train_dataloader())
-    [message] = [record.getMessage() for record in caplog.records if record.name.startswith("open_kandinsky")]
-    assert message.startswith("2 of 20") and "0/bad" in message and "1/bad" in message
+        loader = data(str(tmp_path), workers=workers).train_dataloader()
+        for _ in range(3):
+            keys_of(loader)
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("open_kandinsky")]
+    whole = [message for message in said if "so far" not in message]
+    assert [message[:8] for message in whole] == ["epoch 0 ", "epoch 1 ", "epoch 2 "]
+    for message in whole:
+        assert "2 of 20 samples cannot be used" in message and "0/bad" in message and "1/bad" in message
     with pytest.raises(ValueError, match="2 of 20"):
-        keys_of(data(str(tmp_path), workers=workers, max_bad_share=0.09).train_dataloader())
+        loader = data(str(tmp_path), workers=workers, max_bad_share=0.09).train_dataloader()
+        keys_of(loader), keys_of(loader)
+
+
+def test_the_skipped_of_a_validation_set_are_reported_once(tmp_path, caplog):
+    write_tar(tmp_path / "0.tar", {"bad": sample(0, png=b"x")} | {f"{at}": sample(at) for at in range(9)})
+    with caplog.at_level(logging.WARNING):
+        assert len(flat(keys_of(data(str(tmp_path), val_urls=str(tmp_path), workers=2).val_dataloader()))) == 9
+    [message] = [record.getMessage() for record in caplog.records if record.name.startswith("open_kandinsky")]
+    assert message.startswith("1 of 10") and "0/bad" in message
 
 
 # --- distinct captions ---
@@ -350,3 +415,16 @@ def test_the_mean_position_of_a_sample_moves(tmp_path):
     loader = data(write_folder(tmp_path / "a", [8]), shuffle_buffer=8, batch_size=1).train_dataloader()
     places = np.array([np.argsort(flat(keys_of(loader))) for _ in range(60)])
     assert np.abs(places.mean(0) - 3.5).max() < 1.5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_tells_how_many_were_of_no_use(tmp_path, workers):
+    for shard in range(2):
+        bad = {"bad": sample(0, png=b"x")} | {f"{at}": sample(at) for at in range(9)}
+        write_tar(tmp_path / f"{shard}.tar", bad)
+    module = data(str(tmp_path), workers=workers, batch_size=9, max_bad_share=0.2, shuffle_buffer=1)
+    loader = module.train_dataloader()
+    for _ in range(3):  # epochs of 18
+        assert len(list(loader)) == 2
+    found = module.counts()
+    assert found["read"] - found["skipped"] == 54 and found["skipped"] in (5, 6) and found["filtered_out"] == 0

@@ -6,7 +6,13 @@ import tarfile
 
 from PIL import Image
 
+from open_kandinsky.data.pairs.buckets import OneShape
+from open_kandinsky.data.pairs.captions import Captions
+from open_kandinsky.data.pairs.filters import Filters
 from open_kandinsky.data.shards import ShardData
+from open_kandinsky.data.tars.index import ShardIndex
+from open_kandinsky.data.tars.sidecars import NoSidecars
+from open_kandinsky.data.tars.tar import count as counted
 from open_kandinsky.data.transforms import Pixels
 
 
@@ -43,11 +49,26 @@ def write_folder(path, counts):
     return str(path)
 
 
+def index(urls):
+    """Counted each time: no file is kept."""
+    return ShardIndex(urls, [counted(url).count for url in urls])
+
+
+def every_sample():
+    return Filters(min_side=None, min_pixels=None, max_aspect=None, known={}, if_known={}, labels={})
+
+
 def data(urls, **changes):
     settings = dict(
         urls=urls,
+        sources=None,
         val_urls=None,
         fields={"pixels": Pixels(size=8)},
+        filters=every_sample(),
+        captions=Captions(weights={"txt": 1.0, "caption": 0.0}),
+        buckets=OneShape(),
+        index=index,
+        sidecars=NoSidecars(),
         batch_size=4,
         workers=0,
         shuffle_buffer=16,

@@ -4,52 +4,83 @@ import random
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
 
+class Place(NamedTuple):
+    """In a run: the epoch, and how much of it all processes together have seen, in the order's unit."""
+
+    epoch: int
+    seen: int
+
+
 @runtime_checkable
 class Order(Protocol):
-    """Row numbers of each batch of an epoch. `count` batches, whatever the epoch."""
+    """Row numbers of each batch of an epoch. `count`: batches a pass; `step`: what all processes see with one each."""
 
     count: int
+    step: int
 
-    def batches(self, epoch: int) -> Iterator[list[int]]: ...
+    def batches(self, epoch: int, seen: int) -> Iterator[list[int]]:
+        """This process's batches of what is left of an epoch."""
+        ...
+
+    def begin(self, last: Place) -> Place:
+        """Where a pass begins, when the one before has ended at `last`."""
+        ...
+
+    def facts(self) -> dict[str, int]:
+        """What must be the same for a place to mean the same."""
+        ...
 
 
 class FixedOrder:
-    """First to last, the last batch short: for validation. Each process has its share of rows."""
+    """First to last, the last batch short: for validation. Each process has its share of every batch of them all."""
 
     def __init__(self, *, rows: int, batch_size: int) -> None:
-        rank, processes = process()
-        share = -(-rows // processes)  # the last share wraps round, so that no process waits for a batch
-        self.rows = [row % rows for row in range(rank, share * processes, processes)]
-        self.batch_size = batch_size
-        self.count = -(-share // batch_size)
+        self.rows, self.batch_size = rows, batch_size
+        self.step = batch_size * process()[1]
+        self.count = -(-rows // self.step)
 
-    def batches(self, epoch: int) -> Iterator[list[int]]:
-        return (self.rows[at : at + self.batch_size] for at in range(0, len(self.rows), self.batch_size))
+    def batches(self, epoch: int, seen: int) -> Iterator[list[int]]:
+        rank, processes = process()
+        for at in range(0, self.rows, self.step):
+            share = -(-min(self.step, self.rows - at) // processes)  # the last wraps round: no process waits
+            yield [row % self.rows for row in range(at + rank * share, at + (rank + 1) * share)]
+
+    def begin(self, last: Place) -> Place:
+        return Place(0, 0)
+
+    def facts(self) -> dict[str, int]:
+        return {}
 
 
 class ShuffledOrder:
-    """Every row once an epoch in full batches, in an order that `seed` and the epoch decide."""
+    """Every row once an epoch in full batches, in an order that `seed` and the epoch decide. Its unit is a row."""
 
     def __init__(self, *, rows: int, batch_size: int, seed: int) -> None:
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.count = whole_batches(rows, batch_size)
+        self.count, self.step = whole_batches(rows, batch_size), process()[1] * batch_size
 
-    def batches(self, epoch: int) -> Iterator[list[int]]:
+    def batches(self, epoch: int, seen: int) -> Iterator[list[int]]:
         rows = torch.randperm(self.rows, generator=generator(self.seed, epoch)).tolist()
-        full = (rows[at : at + self.batch_size] for at in range(0, self.rows, self.batch_size))
-        return own(full, self.count)
+        full = (rows[at : at + self.batch_size] for at in range(seen, self.rows, self.batch_size))
+        return own(full, (self.rows - seen) // self.step)
+
+    def begin(self, last: Place) -> Place:
+        return last
+
+    def facts(self) -> dict[str, int]:
+        return {"rows": self.rows, "seed": self.seed}
 
 
 class DistinctOrder:
     """No caption twice in a batch, and rows of one group (hard negatives) together: for contrastive training.
 
     Copies of a caption are spread evenly over the epoch; a row that does not fit waits for the next batch. A batch
-    is short only where groups do not fill it. What is left at the end of an epoch is dropped.
+    is short only where groups do not fill it. What is left at the end of an epoch is dropped. Its unit is a batch.
     """
 
     def __init__(
@@ -67,12 +98,20 @@ class DistinctOrder:
                 f"no batch of batch_size={batch_size} without a caption twice: {len(set(captions))} distinct captions "
                 f"in {len(captions)} samples, {process()[1]} process(es); lower batch_size"
             )
-        self.count = drawn // process()[1]
+        self.step = process()[1]
+        self.count = drawn // self.step
 
-    def batches(self, epoch: int) -> Iterator[list[int]]:
-        """`count` batches; an unlucky draw that has fewer goes on with another of the same samples."""
+    def batches(self, epoch: int, seen: int) -> Iterator[list[int]]:
+        """What is left of `count`; an unlucky draw that has fewer goes on with another of the same samples."""
         draws = generator(self.seed, epoch)
-        return own(chain.from_iterable(self.draw(draws) for _ in iter(int, 1)), self.count)
+        endless = chain.from_iterable(self.draw(draws) for _ in iter(int, 1))
+        return own(islice(endless, seen, None), max(0, self.count - -(-seen // self.step)))
+
+    def begin(self, last: Place) -> Place:
+        return last
+
+    def facts(self) -> dict[str, int]:
+        return {"rows": len(self.captions), "seed": self.seed, "batch_size": self.batch_size}
 
     def draw(self, draws: torch.Generator) -> Iterator[list[int]]:
         waiting = spread(self.units, self.captions, draws)
