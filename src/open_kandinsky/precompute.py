@@ -1,93 +1,163 @@
 """Images and captions into shards of latents and embeddings, which prior and decoder train from.
 
 open-kandinsky precompute urls=/data/pairs out=/data/cache clip=runs/clip movq=runs/movq
+open-kandinsky precompute urls=/data/pairs out=/data/cache clip=kandinsky-2-1 movq=kandinsky-2-1 text=kandinsky-2-1
+open-kandinsky precompute urls=/data/pairs out=/data/cache clip=runs/clip movq=runs/movq check=100
 
-One safetensors shard for each tar, each written whole or not at all: a run that was stopped goes on where it stopped.
+One safetensors shard for each tar, each written whole or not at all. Any number of processes with the same words share
+the work through the folder (torchrun, a SLURM array, a second terminal), and a run that was stopped goes on where it
+stopped. What was made of other tars, encoders or sizes is refused by name.
 """
 
-from collections.abc import Iterator
-from itertools import islice
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
-from torch import Tensor
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from open_kandinsky import configuration
-from open_kandinsky.data import cache_files
-from open_kandinsky.data.reading import Sample, Skipped, read_samples
+from open_kandinsky import configuration, load
+from open_kandinsky.caching.check import chosen, differing, problems
+from open_kandinsky.caching.encoders import Encoders
+from open_kandinsky.caching.inputs import Input, inputs
+from open_kandinsky.caching.making import FinishUnit, Judge, Maker, NullUnit, ShardUnit
+from open_kandinsky.caching.prepared import Prepare
+from open_kandinsky.caching.survey import Survey, survey
+from open_kandinsky.claims import Claims, share
+from open_kandinsky.data.caches.folder import begin, read_manifest
+from open_kandinsky.data.caches.states import kept
+from open_kandinsky.data.tars.urls import shard_urls
 from open_kandinsky.data.transforms import ClipPixels, Pixels
-from open_kandinsky.data.urls import shard_urls
-from open_kandinsky.load import trained
 from open_kandinsky.networks.clip import Clip
 from open_kandinsky.networks.movq import MoVQ
+from open_kandinsky.networks.text import MultilingualClip
 from open_kandinsky.weights import store
+from open_kandinsky.weights.devices import take_device
+from open_kandinsky.weights.part import Part
 
-
-class Encoders:
-    """The frozen networks whose answers are kept. `movq` may be absent: a prior needs no latents."""
-
-    def __init__(self, clip: Clip, movq: MoVQ | None, *, image_size: int, device: str) -> None:
-        self.clip, self.movq, self.device = clip, movq, device
-        self.clip_pixels = ClipPixels(size=clip.image_size[0])
-        self.pixels = Pixels(size=image_size)
-
-    @torch.inference_mode()
-    def columns(self, samples: tuple[Sample, ...]) -> dict[str, Tensor]:
-        """One row a sample; text states in half precision."""
-        images = torch.stack([self.clip_pixels(sample.image) for sample in samples]).to(self.device)
-        text = self.clip.encode_text([sample.caption for sample in samples])
-        columns = {
-            "image_emb": self.clip.encode_image(images),
-            "text_emb": text.emb,
-            "text_tokens": text.tokens.half(),
-            "text_mask": text.mask,
-        }
-        if self.movq is not None:
-            pixels = torch.stack([self.pixels(sample.image) for sample in samples]).to(self.device)
-            columns["z"] = self.movq.encode(pixels)
-        return columns
-
-    @torch.inference_mode()
-    def null(self) -> dict[str, Tensor]:
-        """The conditions of nothing, as guidance and condition dropout want them."""
-        text = self.clip.null_text()
-        emb = {"image_emb": self.clip.null_image(), "text_emb": text.emb}
-        return emb | {"text_tokens": text.tokens, "text_mask": text.mask}
+ENCODERS = {"clip": Clip, "movq": MoVQ, "text": MultilingualClip}
+TYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+CLAIMS = ".claims"
+CHOICES = {"latents": ("float16", "float32"), "precision": ("float32", "bfloat16")}
 
 
 def precompute(cfg: DictConfig) -> Path:
-    """Run it; returns the folder. ValueError where the folder was made by other encoders."""
-    out = Path(cfg.out)
-    folders = {name: Path(cfg[name]) for name in ("clip", "movq") if cfg[name] is not None}
-    made: dict[str, Any] = {name: trained(folder).to(cfg.device) for name, folder in folders.items()}
-    facts = {"encoders": {name: store.sha256(folder / store.WEIGHTS) for name, folder in folders.items()}}
-    facts |= {"image_size": cfg.image_size}
-    cache_files.begin(out, facts)
-    encoders = Encoders(made["clip"], made.get("movq"), image_size=cfg.image_size, device=cfg.device)
-    tally = Skipped(max_bad_share=cfg.max_bad_share)
-    for url in tqdm(shard_urls(cfg.urls, allow_pipe=cfg.allow_pipe), desc="shards", unit="shard"):
-        path = out / f"{Path(url).stem}.safetensors"
-        if not path.exists():
-            write(path, encoders, read_samples([url], tally), cfg.batch_size)
-    cache_files.finish(out, facts | {"source": str(cfg.urls)}, encoders.null())
-    if tally.bad:
-        print(tally.report())
+    """Make what is not there yet, beside any others who do; returns the folder.
+
+    ValueError where the folder holds what other encoders, sizes or tars made, or too many samples are bad.
+    """
+    check_choices(cfg)
+    take_device(cfg.device)
+    out, given = Path(cfg.out), inputs(shard_urls(urls_of(cfg), allow_pipe=cfg.allow_pipe))
+    parts = {name: load.part(name, {name: cfg[name]}) for name in ENCODERS if cfg[name] is not None}
+    recipe = recipe_of(cfg, parts)
+    maker = Maker(partial(encoders, cfg, parts), batch_size=cfg.batch_size, workers=cfg.workers)
+    if cfg.check is not None:
+        check(cfg, out, given, survey(out, given, recipe), maker)
+        return out
+    begin(out, recipe)
+    survey(out, given, recipe).refuse_stale()
+    make(cfg, out, given, recipe, maker)
+    finish(cfg, out, given, recipe)
     return out
 
 
-def write(path: Path, encoders: Encoders, samples: Iterator[Sample], batch_size: int) -> None:
-    """One shard; nothing for a tar without a usable sample."""
-    parts, keys, captions = [], [], []
-    while batch := tuple(islice(samples, batch_size)):
-        parts.append(encoders.columns(batch))
-        keys += [sample.key for sample in batch]
-        captions += [sample.caption for sample in batch]
-    if parts:
-        columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        cache_files.write_shard(path, columns, keys, captions)
+def make(cfg: DictConfig, out: Path, given: Sequence[Input], recipe: Mapping[str, Any], maker: Maker) -> None:
+    """Every shard that nobody else makes; returns when all are there."""
+    judge = Judge(out, given, max_bad_share=cfg.max_bad_share)
+    units = [NullUnit(out, maker), *(ShardUnit(one, out, recipe, maker, judge) for one in given)]
+    with tqdm(total=len(units), desc="shards", unit="shard") as bar:
+        share(units, Claims(out / CLAIMS), seen=bar.update)
+
+
+def finish(cfg: DictConfig, out: Path, given: Sequence[Input], recipe: Mapping[str, Any]) -> None:
+    """Statistics and manifest, by whoever comes first; each process says what was skipped, and which are orphans."""
+    found = survey(out, given, recipe)
+    found.refuse_stale()
+    total = Judge(out, given, max_bad_share=cfg.max_bad_share).total
+    total.check()
+    facts = {**recipe, "source": str(cfg.urls), "skipped": {"seen": total.seen, "bad": total.bad}}
+    shards = sorted(out / f"{name}.safetensors" for name in found.about)
+    share([FinishUnit(out, facts, shards)], Claims(out / CLAIMS), seen=int)
+    for told in filter(None, (None if total.clean else total.report(), found.told_orphans())):
+        print(told)
+
+
+def check(cfg: DictConfig, out: Path, given: Sequence[Input], found: Survey, maker: Maker) -> None:
+    """Compare `cfg.check` samples with the encoders. ValueError that names whatever is not as it should be."""
+    read_manifest(out)
+    counts = {name: about["images"] for name, about in found.about.items() if name not in found.stale}
+    by_name, told = {one.name: one for one in given}, problems(found)
+    rows = chosen(counts, cfg.check)
+    for name, those in tqdm(rows.items(), desc="compared", unit="shard"):
+        told += differing(out / f"{name}.safetensors", by_name[name], those, maker, cfg.precision)
+    if told:
+        raise ValueError(f"{str(out)!r} is not what precompute would make:\n  " + "\n  ".join(told))
+    print(f"compared {sum(map(len, rows.values()))} samples of {len(rows)} shards with the encoders: no difference")
+
+
+def check_choices(cfg: DictConfig) -> None:
+    """ValueError for what can be refused before anything is read."""
+    kept(cfg.text_states)
+    for name, choices in CHOICES.items():
+        if cfg[name] not in choices:
+            raise ValueError(f"{name}={cfg[name]}: choose one of {', '.join(choices)}")
+    for name in ("batch_size", "workers", "check"):
+        if cfg[name] is not None and (not isinstance(cfg[name], int) or cfg[name] < 1):
+            raise ValueError(f"{name}={cfg[name]}: a whole number, at least 1")
+    if not cfg.caption_places:
+        raise ValueError("caption_places=[]: say where captions lie, as in caption_places=[txt]")
+
+
+def urls_of(cfg: DictConfig) -> str | list[str]:
+    return cfg.urls if isinstance(cfg.urls, str) else [str(url) for url in cfg.urls]
+
+
+def recipe_of(cfg: DictConfig, parts: Mapping[str, Part]) -> dict[str, Any]:
+    """All that decides what a tar becomes, but for the code's own format, and but for rounding in another batch."""
+    return {
+        "encoders": {name: fingerprint(part) for name, part in parts.items()},
+        "image_size": cfg.image_size if "movq" in parts else None,
+        "crop": "centre square",
+        "caption_places": list(cfg.caption_places),
+        "text_states": cfg.text_states,
+        "latents": cfg.latents,
+        "precision": cfg.precision,
+    }
+
+
+def fingerprint(part: Part) -> str:
+    """Of an encoder's weights, of its structure, and of its tokenizer where it has one."""
+    network = OmegaConf.to_container(OmegaConf.create(dict(part.config["stage"]["network"])), resolve=True)
+    assert isinstance(network, dict)
+    tokenizer = network.pop("tokenizer", None)
+    words = sorted((part.folder / tokenizer).iterdir()) if tokenizer else []
+    hashes = [store.sha256(file) for file in (*part.files, *words) if file.is_file()]
+    return hashlib.sha256(json.dumps([network, hashes], sort_keys=True).encode()).hexdigest()
+
+
+def encoders(cfg: DictConfig, parts: Mapping[str, Part]) -> tuple[Encoders, Prepare]:
+    """The networks, and what prepares pictures for them. ValueError for a folder that holds another network."""
+    made = {name: load.network(part) for name, part in parts.items()}
+    for name, one in made.items():
+        if not isinstance(one, ENCODERS[name]):
+            raise ValueError(f"{name}={cfg[name]}: holds a {type(one).__name__}, and not a {ENCODERS[name].__name__}")
+    clip, transforms = made["clip"], {"image_emb": ClipPixels(size=made["clip"].image_size[0])}
+    transforms |= {"z": Pixels(size=cfg.image_size)} if "movq" in made else {}
+    networks = Encoders(
+        clip=clip,
+        movq=made.get("movq"),
+        text=made.get("text", clip),
+        keep=kept(cfg.text_states),
+        latents=TYPES[cfg.latents],
+        precision=TYPES[cfg.precision],
+        device=cfg.device,
+    )
+    return networks, Prepare(transforms, list(cfg.caption_places))
 
 
 @configuration.verb("precompute")

@@ -1,53 +1,33 @@
 """Batches of precomputed embeddings and latents."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
 from lightning import LightningDataModule
 from torch import Tensor
 
-from open_kandinsky.data.cache_files import labels, opened, read_manifest, read_null, read_statistics
-from open_kandinsky.data.memory import MemoryLoader, Table, batches_trained
+from open_kandinsky.data.caches.fields import fields_of
+from open_kandinsky.data.caches.folder import read_manifest, read_null, read_statistics
+from open_kandinsky.data.caches.streamed import CacheShards, PrepareCached
+from open_kandinsky.data.caches.table import CachedTable, Choose, Drawn, first_caption, read_rows
+from open_kandinsky.data.memory import MemoryLoader, batches_trained
 from open_kandinsky.data.order import FixedOrder, ShuffledOrder
-
-
-def read_table(folder: str | Path, fields: list[str], limit: int | None) -> Table:
-    """The first `limit` examples (None: all) of a finished folder. Raises ValueError where it lacks something."""
-    manifest = read_manifest(folder)
-    missing = [name for name in fields if name not in manifest["fields"]]
-    if missing:
-        held = ", ".join(manifest["fields"])
-        raise ValueError(f"{str(folder)!r} has no {', '.join(missing)}: it holds {held}; precompute what is missing")
-    rows = min(manifest["count"], manifest["count"] if limit is None else limit)
-    table = Table({}, [], [])
-    for name, count in manifest["shards"].items():
-        if len(table.key) < rows:
-            append(table, Path(folder) / name, fields, expected=count, rows=rows)
-    return table
-
-
-def append(table: Table, path: Path, fields: list[str], *, expected: int, rows: int) -> None:
-    """Copies one shard into a table that will have `rows`, whose space is taken once, with the first shard."""
-    with opened(path) as shard:
-        keys, captions = labels(shard)
-        if len(keys) != expected:
-            raise ValueError(f"{str(path)!r} has {len(keys)} examples, the manifest says {expected}: precompute again")
-        at, n = len(table.key), min(expected, rows - len(table.key))
-        for name in fields:
-            values = shard.get_slice(name)[:n]
-            column = table.columns.setdefault(name, values.new_empty(rows, *values.shape[1:]))
-            column[at : at + n] = values
-    table.key.extend(keys[:n])
-    table.caption.extend(captions[:n])
+from open_kandinsky.data.streaming.begin import Source, Streaming
+from open_kandinsky.data.streaming.loader import StreamLoader
 
 
 class CachedData(LightningDataModule):
-    """Batches (`EmbeddingBatch`, `LatentBatch`) of a precomputed folder, held in memory; half precision is kept half.
+    """Batches (`EmbeddingBatch`, `LatentBatch`) of a precomputed folder, held in memory or streamed.
 
-    `fields`: the columns wanted; `limit`: only the first so many training examples (None: all). Raises ValueError for
-    a folder that is missing, unfinished, damaged or lacks a field, and for fewer examples than one batch.
+    `fields`: the columns wanted; `padding`: whether the stage reads the text states of padding, as a decoder does, or
+    masks them, as a prior does; `limit` (in memory only): the first so many training examples (None: all). Of several
+    captions one is drawn each epoch. Validation is in memory, where half precision is kept half. Raises ValueError for
+    a folder that is missing, unfinished, damaged, another version's or lacks a field, and for fewer examples than one
+    batch.
     """
 
     def __init__(
@@ -56,24 +36,36 @@ class CachedData(LightningDataModule):
         path: str,
         val_path: str | None,
         fields: list[str],
+        padding: bool,
         batch_size: int,
         limit: int | None,
+        in_memory: bool,
+        workers: int,
+        shuffle_buffer: int,
         seed: int,
     ) -> None:
         super().__init__()
-        self.path, self.val_path, self.fields = path, val_path, list(fields)
+        if limit is not None and not in_memory:
+            raise ValueError(f"data.limit={limit} needs data.in_memory=true: a stream has all examples in its order")
+        self.path, self.val_path, self.fields, self.padding = path, val_path, list(fields), padding
         self.batch_size, self.limit, self.seed = batch_size, limit, seed
-        self.train_loader: MemoryLoader | None = None
-        self.resumed: dict[str, int] = {}
+        self.in_memory, self.workers, self.shuffle_buffer = in_memory, workers, shuffle_buffer
+        self.train_loader: MemoryLoader | StreamLoader | None = None
+        self.resumed: dict[str, Any] = {}
 
     @cached_property
-    def table(self) -> Table:
-        return read_table(self.path, self.fields, self.limit)
+    def table(self) -> CachedTable:
+        return self.read(self.path, self.limit, Drawn(self.seed))
 
     @cached_property
-    def val_table(self) -> Table:
+    def val_table(self) -> CachedTable:
         assert self.val_path is not None, "asked for by val_dataloader only"
-        return read_table(self.val_path, self.fields, None)
+        return self.read(self.val_path, None, first_caption)
+
+    def read(self, folder: str, limit: int | None, choose: Choose) -> CachedTable:
+        manifest = read_manifest(folder)
+        fields = fields_of(folder, manifest, self.fields, padding=self.padding)
+        return CachedTable(read_rows(folder, manifest, fields, limit), fields, choose)
 
     def statistics(self, field: str) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
         """Mean and standard deviation of a field's channels over the whole training folder."""
@@ -84,22 +76,58 @@ class CachedData(LightningDataModule):
         """For each condition among `fields`, the condition of nothing: a batch of one."""
         return {name: value for name, value in read_null(self.path).items() if name in self.fields}
 
-    def state_dict(self) -> dict[str, int]:
-        """Lightning's own copy of the loader's state is not loaded after a checkpoint at the end of an epoch."""
-        return {} if self.train_loader is None else self.train_loader.state_dict()
+    @property
+    def shards(self) -> list[str]:
+        return list(read_manifest(self.path)["shards"])
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """The place of all processes. Lightning's own copy is not loaded after a checkpoint at the end of an epoch."""
+        return {} if self.train_loader is None else self.train_loader.saved()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.resumed = state_dict
 
-    def train_dataloader(self) -> MemoryLoader:
-        order = ShuffledOrder(rows=len(self.table.key), batch_size=self.batch_size, seed=self.seed)
-        self.train_loader = MemoryLoader(table=self.table, order=order, trained=partial(batches_trained, self))
-        if self.resumed:
-            self.train_loader.load_state_dict(self.resumed)
+    def teardown(self, stage: str) -> None:
+        """Workers end with the training, however it ends; its place can still be saved."""
+        if self.train_loader is not None:
+            self.train_loader.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.teardown("fit")
+
+    def train_dataloader(self) -> MemoryLoader | StreamLoader:
+        self.train_loader = self.memory_loader() if self.in_memory else self.stream_loader()
         return self.train_loader
+
+    def memory_loader(self) -> MemoryLoader:
+        order = ShuffledOrder(rows=len(self.table.key), batch_size=self.batch_size, seed=self.seed)
+        loader = MemoryLoader(table=self.table, order=order, trained=partial(batches_trained, self))
+        if self.resumed:
+            loader.load_state_dict(self.resumed)
+        return loader
+
+    def stream_loader(self) -> StreamLoader:
+        manifest = read_manifest(self.path)
+        fields = fields_of(self.path, manifest, self.fields, padding=self.padding)
+        shards = CacheShards(folder=self.path, manifest=manifest, fields=fields)
+        streaming = Streaming(
+            prepare=PrepareCached(fields),
+            batch_size=self.batch_size,
+            workers=self.workers,
+            buffer=self.shuffle_buffer,
+            seed=self.seed,
+            max_bad_share=0.0,
+        )
+        sources = [Source(shards, identity(manifest), weight=1.0)]
+        return streaming.loader(sources, saved=self.resumed, trained=partial(batches_trained, self))
 
     def val_dataloader(self) -> MemoryLoader | list[Any]:
         if self.val_path is None:
             return []
         order = FixedOrder(rows=len(self.val_table.key), batch_size=self.batch_size)
         return MemoryLoader(table=self.val_table, order=order, trained=int)
+
+
+def identity(manifest: Mapping[str, Any]) -> str:
+    """What tells a cache from another one: how it was made, and how many examples each shard has."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
