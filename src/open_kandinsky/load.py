@@ -22,7 +22,7 @@ from yaml import YAMLError
 from open_kandinsky.configuration import CONF, refuse_foreign_targets
 from open_kandinsky.networks.condition import ImageCondition
 from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling
-from open_kandinsky.weights import checkpoint, store
+from open_kandinsky.weights import checkpoint, checkpoint_folder, store
 from open_kandinsky.weights import source as sources
 from open_kandinsky.weights.devices import Device, Turns, at_home, one, placed
 from open_kandinsky.weights.diffusers import folder as diffusers
@@ -86,8 +86,17 @@ def find(source: Source, picks: Picks = USUAL) -> dict[str, Part]:
 
     `picks` says which weights of a training's checkpoint are meant: of MoVQGAN's, and of ours.
     """
-    finds = [partial(native, pick=picks.ours), diffusers.find, partial(kandinsky21.find, pick=picks.movqgan)]
-    return sources.parts(source, finds)
+    return sources.parts(source, forms(picks))
+
+
+def part(name: str, source: Source) -> Part:
+    """One part of a system, whose others need not be there. ValueError where it is missing."""
+    return sources.part(name, source, forms(USUAL))
+
+
+def forms(picks: Picks) -> list[sources.Find]:
+    """The ways in which a part may lie on a disk."""
+    return [partial(native, pick=picks.ours), diffusers.find, partial(kandinsky21.find, pick=picks.movqgan)]
 
 
 def locate(source: Source) -> dict[str, Path]:
@@ -103,7 +112,8 @@ def fingerprints(source: Source) -> dict[str, str]:
 def native(part: str, folder: Path, pick: Callable[[Path], Picked]) -> Part | None:
     """A part in our own form: a run's folder, one below a system's folder, or a checkpoint in a run's folder."""
     run = folder.parent.parent
-    if folder.suffix == ".ckpt" and folder.is_file() and (run / "config.yaml").is_file():
+    is_checkpoint = folder.suffix == ".ckpt" and (folder.is_file() or checkpoint_folder.is_folder(folder))
+    if is_checkpoint and (run / "config.yaml").is_file():
         cfg = config(run)
         return of_run(run, folder, pick, choice=True) if f".{part}." in cfg["stage"]["_target_"] else None
     places = [place for place in (folder, folder / part) if (place / store.WEIGHTS).is_file()]
@@ -125,7 +135,8 @@ def of_run(folder: Path, file: Path, pick: Callable[[Path], Picked], *, choice: 
             raise ValueError(f"{folder}: {told}")
         return Picked(state, dropped)
 
-    return Part(folder, (file,), config(folder), read, choice)
+    files = checkpoint_folder.files(file) if file.is_dir() else (file,)
+    return Part(folder, files, config(folder), read, choice)
 
 
 def config(folder: Path) -> DictConfig:

@@ -7,6 +7,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from open_kandinsky.diffusion import schedule
+from open_kandinsky.diffusion.draws import ALONE
 from open_kandinsky.diffusion.loss import Hybrid, MinSNR, Noised, bound, mse, noised
 from open_kandinsky.diffusion.parameterisation import X0, Eps, LearnedRange, V
 from open_kandinsky.diffusion.process import diffuse, snr
@@ -161,6 +162,6 @@ def test_one_number_an_example_in_the_precision_of_x_0(loss):
 def test_noised_draws_all_times_alike():
     """100 times, 100,000 draws: each about 1,000 times, within 5 of its standard errors (of 31)."""
     torch.manual_seed(0)
-    n = noised(torch.zeros(100_000, 1), ALPHA_BAR[:100])
+    n = noised(torch.zeros(100_000, 1), ALPHA_BAR[:100], ALONE)
     assert (torch.bincount(n.t, minlength=100) - 1000).abs().max() < 5 * 1000**0.5
     torch.testing.assert_close(n.x_t, n.eps * (1 - ALPHA_BAR[n.t]).sqrt().float()[:, None], rtol=1e-6, atol=0)

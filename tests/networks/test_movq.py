@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from open_kandinsky.networks.movq import MoVQ
-from open_kandinsky.networks.quantizer import Codebook, perplexity
+from open_kandinsky.networks.quantizer import Codebook, perplexity, perplexity_of
 
 
 def movq(quantise_latents=False, codes=16):
@@ -76,6 +76,7 @@ def test_nearest_computes_in_float32():
     assert book.nearest(z).equal(book.nearest(z.float()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert book.quantise(z).dtype == torch.bfloat16
+        assert book.nearest(latent()).equal(codebook(codes=500).nearest(latent()))
 
 
 def test_straight_through():
@@ -115,3 +116,24 @@ def test_gradients_reach_every_parameter():
     out = network(pixels())
     (out.pixels.square().mean() + out.codebook_loss).backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_perplexity_of_counts():
+    """Of a batch's indices it is the same; of nothing it is 0."""
+    index = torch.tensor([0, 0, 3, 5, 5, 5])
+    assert float(perplexity_of(torch.bincount(index, minlength=8))) == float(perplexity(index, 8))
+    assert float(perplexity_of(torch.zeros(8, dtype=torch.long))) == 0
+
+
+def test_codes_are_restarted_by_name():
+    book, latents = codebook(), torch.arange(30.0).view(10, 3)
+    before, which = book.embedding.weight.detach().clone(), torch.arange(10) % 3 == 0
+    book.restart(which, latents)
+    assert book.embedding.weight[which].equal(latents[which])
+    assert book.embedding.weight[~which].equal(before[~which])
+
+
+def test_the_last_convolution_makes_pixels_of_the_features():
+    network = movq()
+    for made in (network(pixels()), network.without_codebook(pixels())):
+        assert network.decoder.conv_out(made.features).equal(made.pixels)

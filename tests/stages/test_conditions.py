@@ -4,7 +4,8 @@ import torch
 from makers.fitting import Repeated, fit, images, latents
 from makers.system import stage
 
-from open_kandinsky.data.cache_files import read_null
+from open_kandinsky.data.caches.folder import read_null
+from open_kandinsky.diffusion.draws import ALONE
 from open_kandinsky.load import trained
 from open_kandinsky.networks.unet import Context
 from open_kandinsky.stages.conditions import Null
@@ -21,14 +22,14 @@ def null(**conditions):
 def test_never_and_always_are_exact():
     text = torch.randn(64, 5, 3)
     made = null(text=torch.full((1, 5, 3), 7.0))
-    (kept,), (dropped,) = made.drop(0.0, text=text), made.drop(1.0, text=text)
+    (kept,), (dropped,) = made.drop(0.0, ALONE, text=text), made.drop(1.0, ALONE, text=text)
     assert torch.equal(kept, text) and torch.equal(dropped, torch.full_like(text, 7.0))
 
 
 def test_what_goes_together_is_dropped_together():
     made = null(tokens=torch.zeros(1, 4), emb=torch.zeros(1, 2), mask=torch.zeros(1, 4, dtype=torch.bool))
     given = {"tokens": torch.ones(N, 4), "emb": torch.ones(N, 2), "mask": torch.ones(N, 4, dtype=torch.bool)}
-    tokens, emb, mask = made.drop(0.3, **given)
+    tokens, emb, mask = made.drop(0.3, ALONE, **given)
     kept = tokens[:, 0] == 1
     for value in (tokens, emb, mask):
         assert torch.equal(value != 0, kept.reshape(-1, 1).expand_as(value))
@@ -48,7 +49,8 @@ def test_a_decoder_drops_text_by_half_and_the_image_by_a_tenth_independently():
         return Context(*[None] * len(Context._fields))
 
     decoder.network.context = context
-    decoder.context({"image_emb": torch.ones(N, 1), "text_emb": torch.ones(N, 1), "text_tokens": torch.ones(N, 1, 1)})
+    ones = {"image_emb": torch.ones(N, 1), "text_emb": torch.ones(N, 1), "text_tokens": torch.ones(N, 1, 1)}
+    decoder.context(ones, ALONE)
     image, tokens, text = (value.flatten() == 0 for value in seen[0])
     assert torch.equal(tokens, text)
     for share, expected in ((text, 0.5), (image, 0.1), (text & image, 0.05), (~text & ~image, 0.45)):
@@ -61,7 +63,9 @@ def test_a_prior_drops_text_by_a_tenth():
     shapes = {"text_tokens": (1, 1), "text_emb": (1,), "text_mask": (1,)}
     prior.null.set(**{name: torch.zeros(1, *shape) for name, shape in shapes.items()})
     prior.network.prefix = lambda *conditions: conditions
-    _, text_emb, _ = prior.prefix({name: torch.ones(N, *shape) for name, shape in shapes.items()}, prior.drop_text)
+    _, text_emb, _ = prior.prefix(
+        {name: torch.ones(N, *shape) for name, shape in shapes.items()}, prior.drop_text, ALONE
+    )
     assert abs((text_emb == 0).float().mean() - 0.1) < 0.01
 
 
@@ -97,6 +101,6 @@ def test_what_is_frozen_or_comes_with_the_data_is_outside_the_state_dict():
     frozen = torch.nn.Linear(2, 2).requires_grad_(False)
     movq = stage("movq")
     movq.pixel_loss.perceptual = [frozen]
-    assert {key.partition(".")[0] for key in movq.state_dict()} == {"network", "discriminator"}
+    assert {key.partition(".")[0] for key in movq.state_dict()} == {"network", "discriminator", "usage"}
     assert all(parameter is not frozen.weight for parameter in movq.parameters())
     fit(movq, images(4), 1)

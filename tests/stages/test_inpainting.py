@@ -2,18 +2,19 @@
 
 import torch
 
+from open_kandinsky.diffusion.draws import ALONE
 from open_kandinsky.stages.inpainting import Inpainting, Nothing
 
 MASKS = Inpainting(smallest=0.25, largest=0.75)
 
 
 def test_nothing_is_no_channel():
-    assert Nothing()(torch.randn(2, 4, 6, 6)).shape == (2, 0, 6, 6)
+    assert Nothing()(torch.randn(2, 4, 6, 6), ALONE).shape == (2, 0, 6, 6)
 
 
 def test_the_known_latent_and_then_the_mask():
     z = torch.randn(200, 4, 16, 12)
-    beside = MASKS(z)
+    beside = MASKS(z, ALONE)
     assert beside.shape == (200, 5, 16, 12)
     keep = beside[:, 4:]
     assert keep.unique().tolist() == [0, 1]
@@ -23,7 +24,7 @@ def test_the_known_latent_and_then_the_mask():
 def test_sizes_and_both_polarities():
     """A box or an ellipse of a quarter to three quarters of each side, painted or kept, about half of each."""
     torch.manual_seed(0)
-    keep = MASKS.masks(torch.zeros(2000, 4, 32, 32))[:, 0]
+    keep = MASKS.masks(torch.zeros(2000, 4, 32, 32), ALONE)[:, 0]
     edge = torch.ones(32, 32, dtype=torch.bool)
     edge[1:-1, 1:-1] = False
     outside_kept = (keep[:, edge].mean(1) > 0.5).float().mean()
@@ -38,5 +39,5 @@ def test_sizes_and_both_polarities():
 
 
 def test_each_example_has_its_own():
-    keep = MASKS.masks(torch.zeros(50, 4, 32, 32))
+    keep = MASKS.masks(torch.zeros(50, 4, 32, 32), ALONE)
     assert len({mask.numpy().tobytes() for mask in keep}) > 45

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from lightning import Callback
 from makers.fitting import Losses, Repeated, fit, images, trainer
 from makers.system import stage
 
-from open_kandinsky.stages.movq import PixelLoss
+from open_kandinsky.stages.freezing import freeze_all_but
+from open_kandinsky.stages.pixel_loss import PixelLoss
 
 
 def loss(x, y, perceptual=None, **weights):
@@ -68,10 +70,52 @@ def test_the_codebook_is_filled_with_latents_of_its_first_batch():
     assert distance.max() < 1e-2 * torch.cdist(latents, latents).mean()
 
 
-def test_a_codebook_that_collapses_is_warned_of():
-    made = stage("movq", "stage.quantise_from=0", "stage.collapse_below=1.1", "stage.adversary_from=0")
-    with pytest.warns(UserWarning, match="adversary's loss is .*: it wins"):
-        fit(made, images(4), 2)
+BALANCED = ["adversary_weight=adaptive", "penalty=r1_lecam", "revival=restart", "network/discriminator=per_image"]
+BALANCED += ["stage.penalties.r1.every=2", "stage.usage.window=3", "adversary_rate=own", "stage.adversary_ramp=3"]
+
+
+def test_figures_of_training():
+    """All of the options on: each tells its figure, the codes' at the end of a window."""
+    losses = Losses()
+    made = stage("movq", *BALANCED, "stage.quantise_from=2", "stage.adversary_from=3")
+    trainer(6, losses).fit(made, datamodule=Repeated(images(4)))
+    first, fifth = (set(losses.curve[at]) for at in (0, 4))
+    assert first == {"train/loss", "train/reconstruction"}
+    always = {f"train/{name}" for name in ("adversary", "adversary_weight", "r1", "lecam")}
+    assert fifth == first | always | {"train/code_usage", "train/codes_used"}
+    assert losses.curve[3]["train/adversary_weight"] > 0 and losses.curve[3]["train/r1"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", ["own", "in_step"])
+def test_the_adversarys_rate_rises_from_when_it_enters(rate):
+    """It enters with the fourth batch. In the toy its rate is the autoencoder's at the same step."""
+    warm = ["stage.lr_schedule.warmup=4", "stage.adversary_from=3", "stage.optimizer.lr=1.0", "trainer.max_steps=9"]
+    rates = Rates()
+    trainer(6, rates).fit(stage("movq", *warm, f"adversary_rate={rate}"), datamodule=Repeated(images(4)))
+    autoencoder, adversary = (list(rates) for rates in zip(*rates.seen, strict=True))
+    assert autoencoder[:4] == [0.5, 0.75, 1.0, 1.0] and autoencoder[4] > autoencoder[5]
+    expected = {"own": [0.25] * 3 + [0.5, 0.75, 1.0], "in_step": [1.0] * 3 + autoencoder[3:]}
+    assert adversary == pytest.approx(expected[rate])
+
+
+class Rates(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, *_):
+        self.seen.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+
+
+@pytest.mark.slow
+def test_only_what_is_named_is_trained():
+    made = stage("movq", "stage.trained=[decoder,post_quant]", "stage.quantise_from=0", "stage.adversary_from=0")
+    before = {name: p.detach().clone() for name, p in made.network.named_parameters()}
+    trainer(2).fit(made, datamodule=Repeated(images(4)))
+    moved = {name.partition(".")[0] for name, p in made.network.named_parameters() if not p.equal(before[name])}
+    assert moved == {"decoder", "post_quant"}
+    with pytest.raises(ValueError, match="stage.trained: 'adversary' is no part of the network: encoder, decoder"):
+        freeze_all_but(["decoder", "adversary"], made.network)
 
 
 def test_figures_of_validation():
@@ -80,7 +124,7 @@ def test_figures_of_validation():
     module.val_dataloader = lambda: torch.utils.data.DataLoader([0], collate_fn=lambda _: images(4))
     found = trainer(1).validate(made, datamodule=module, verbose=False)[0]
     x, y = made.eval().network.decode(made.network.encode(images(4)["pixels"])).clamp(-1, 1), images(4)["pixels"]
-    error = ((x - y) / 2).square().mean()
-    assert found["val/psnr"] == pytest.approx(-10 * float(error.log10()), rel=1e-4)
+    errors = ((x - y) / 2).square().mean((1, 2, 3))
+    assert found["val/psnr"] == pytest.approx(-10 * float(errors.log10().mean()), rel=1e-4)
     assert found["val/l1"] == pytest.approx(float((x - y).abs().mean() / 2), rel=1e-4)
     assert -1 <= found["val/ssim"] <= 1

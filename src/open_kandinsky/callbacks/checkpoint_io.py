@@ -1,4 +1,4 @@
-"""Checkpoints on disk."""
+"""Checkpoints on disk, of training that is not sharded."""
 
 import zipfile
 from pathlib import Path
@@ -8,6 +8,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from open_kandinsky import atomic
+from open_kandinsky.callbacks.sharded import settle
+from open_kandinsky.weights.checkpoint_folder import joined, standing
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -17,12 +19,19 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """OSError names the file."""
-        with atomic.replacing(path) as part, open(part, "wb") as file:
+        """OSError names the file. A folder of that name, from sharded training, makes room once the file is whole."""
+        path = Path(path)
+        to = path.with_name(f".{path.name}.part") if path.is_dir() else path
+        with atomic.replacing(to) as part, open(part, "wb") as file:
             torch.save(checkpoint, file)
+        if to != path:
+            settle(to, path)
 
     def load_checkpoint(self, path: str | Path, *options: Any, **more: Any) -> dict[str, Any]:
-        """ValueError where the file is cut short, or is no checkpoint."""
-        if Path(path).is_file() and not zipfile.is_zipfile(path):
+        """ValueError where the file is cut short, or is no checkpoint. A folder of sharded training is joined."""
+        path = standing(Path(path))
+        if path.is_dir():
+            return joined(path)
+        if path.is_file() and not zipfile.is_zipfile(path):
             raise ValueError(f"{path}: not a whole checkpoint; resume from another one")
         return super().load_checkpoint(path, *options, **more)

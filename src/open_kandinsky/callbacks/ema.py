@@ -6,12 +6,15 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from open_kandinsky.networks.division import divided, gathered, own
+
 
 class EMA(Callback):
     """After n steps, average = d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)).
 
     Only the stage's `network` is averaged: neither an adversary nor a frozen encoder. The averages live beside the
-    weights, sharded as they are, and change places with them for validation.
+    weights, sharded as they are, and change places with them for validation. In a checkpoint they are whole, so that
+    it is resumed by any number of processes.
     """
 
     def __init__(self, *, decay: float) -> None:
@@ -20,9 +23,19 @@ class EMA(Callback):
         self.average: dict[str, Tensor] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.place(pl_module)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.place(pl_module)  # again: a checkpoint of sharded weights is read after on_fit_start
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.place(pl_module)
+
+    def place(self, pl_module: LightningModule) -> None:
+        """Start from the weights, or from what was loaded; beside the weights, and sharded as they are."""
         weights = _weights(pl_module)
         kept = self.average or {name: w.detach().clone() for name, w in weights.items()}
-        self.average = {name: kept[name].to(w.device) for name, w in weights.items()}
+        self.average = {name: divided(kept[name], w) for name, w in weights.items()}
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -30,8 +43,8 @@ class EMA(Callback):
             return
         n, self.updates = self.updates, trainer.global_step
         d = min(self.decay, (1 + n) / (10 + n))
-        weights = [w.detach() for w in _weights(pl_module).values()]
-        torch._foreach_lerp_(list(self.average.values()), weights, 1 - d)
+        weights = [own(w.detach()) for w in _weights(pl_module).values()]
+        torch._foreach_lerp_([own(average) for average in self.average.values()], weights, 1 - d)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.exchange(pl_module)
@@ -43,12 +56,14 @@ class EMA(Callback):
     def exchange(self, pl_module: LightningModule) -> None:
         """Weights to averages and back."""
         for name, weight in _weights(pl_module).items():
-            kept = weight.detach().clone()
-            weight.copy_(self.average[name])
-            self.average[name].copy_(kept)
+            used, average = own(weight), own(self.average[name])
+            kept = used.clone()
+            used.copy_(average)
+            average.copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "average": self.average}
+        """Called by every process; sharded averages come together in the first, and are nothing in the others."""
+        return {"updates": self.updates, "average": gathered(self.average)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.updates, self.average = state_dict["updates"], state_dict["average"]

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from open_kandinsky.diffusion.draws import Draws
 from open_kandinsky.diffusion.parameterisation import Parameterisation
 from open_kandinsky.diffusion.process import before, diffuse, over, posterior_mean, snr, variance_bounds
 
@@ -24,10 +25,10 @@ class Noised(NamedTuple):
 Loss = Callable[[Tensor, Noised, Tensor, Parameterisation], Tensor]
 
 
-def noised(x_0: Float[Tensor, "b ..."], alpha_bar: Float[Tensor, "T"]) -> Noised:
-    """Draw t uniformly and noise for each example, from torch's global generator of x_0's device."""
-    t = torch.randint(len(alpha_bar), (len(x_0),), device=x_0.device)
-    eps = torch.randn_like(x_0)
+def noised(x_0: Float[Tensor, "b ..."], alpha_bar: Float[Tensor, "T"], draws: Draws) -> Noised:
+    """Draw t uniformly and noise for each example."""
+    t = draws.integers(x_0, len(alpha_bar))
+    eps = draws.normal(x_0)
     return Noised(x_0, eps, t, diffuse(x_0, eps, alpha_bar[t]))
 
 

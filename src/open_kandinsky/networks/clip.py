@@ -26,6 +26,8 @@ class Text(NamedTuple):
 class Clip(nn.Module):
     """open_clip's two-tower model, with its tokenizer."""
 
+    entries = ("encode_image", "encode_tokens")
+
     def __init__(self, *, dim: int, vision: Mapping[str, Any], text: Mapping[str, Any], quick_gelu: bool) -> None:
         super().__init__()
         towers: Any = (dict(vision), dict(text))  # open_clip makes its own dataclasses of them
@@ -38,6 +40,13 @@ class Clip(nn.Module):
         """Height and width of `clip_pixels`."""
         size = self.model.visual.image_size
         return size if isinstance(size, tuple) else (size, size)
+
+    def units(self) -> list[nn.Module]:
+        """The residual blocks of both towers."""
+        return [*self.model.visual.transformer.resblocks, *self.model.transformer.resblocks]
+
+    def apart(self) -> list[nn.Module]:
+        return []
 
     def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "b n"]:
         """Start, words, end, zeros. A caption that is too long loses its tail, keeps its end, and is warned of."""

@@ -1,21 +1,26 @@
 """The autoencoder's adversary."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
 class PatchGAN(nn.Module):
-    """A score for each patch: strided 4x4 convolutions (Isola et al. 2017); MoVQGAN's has 2 layers of width 64."""
+    """A score for each patch: strided 4x4 convolutions (Isola et al. 2017); MoVQGAN's has 2 layers of width 64.
 
-    def __init__(self, *, channels: int, layers: int) -> None:
+    `norm` makes the norm of so many channels: `nn.BatchNorm2d` is the original's, `per_image` is ours.
+    """
+
+    def __init__(self, *, channels: int, layers: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         blocks: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(1, layers + 1):
             stride = 2 if i < layers else 1
             blocks += [nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=False)]
-            blocks += [nn.BatchNorm2d(widths[i]), nn.LeakyReLU(0.2)]
+            blocks += [norm(widths[i]), nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*blocks, nn.Conv2d(widths[-1], 1, 4, padding=1))
         self.apply(_initialise)
 
@@ -23,10 +28,19 @@ class PatchGAN(nn.Module):
         return self.net(pixels)
 
 
+def per_image(channels: int, *, groups: int) -> nn.Module:
+    """A norm that sees one image at a time.
+
+    A batch's statistics would tell real from made by themselves, mix the images whose gradients R1 looks at one by
+    one, and differ with the number of processes.
+    """
+    return nn.GroupNorm(groups, channels)
+
+
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d):
+    elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
 

@@ -14,9 +14,19 @@ from open_kandinsky.networks.blocks import GROUPS, ConvBlock, Norm, PadEnd, Spat
 from open_kandinsky.networks.quantizer import Codebook
 
 
-class Reconstruction(NamedTuple):
+class Decoded(NamedTuple):
+    """Pixels, and what the last convolution made them of: with the pixels' gradient it says what its weight's is."""
+
     pixels: Float[Tensor, "b 3 h w"]
-    z: Float[Tensor, "b c zh zw"]
+    features: Float[Tensor, "b c h w"]
+
+
+class Reconstruction(NamedTuple):
+    """What training sees; `z` is the latent before the codebook."""
+
+    pixels: Float[Tensor, "b 3 h w"]
+    features: Float[Tensor, "b c h w"]
+    z: Float[Tensor, "b cz zh zw"]
     index: Int[Tensor, "b zh zw"]
     codebook_loss: Float[Tensor, ""]
 
@@ -106,11 +116,12 @@ class Decoder(nn.Module):
         self.norm_out = norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    def forward(self, h: Float[Tensor, "b c zh zw"], z: Float[Tensor, "b c zh zw"]) -> Float[Tensor, "b 3 h w"]:
+    def forward(self, h: Float[Tensor, "b c zh zw"], z: Float[Tensor, "b c zh zw"]) -> Decoded:
         h = self.middle(self.conv_in(h), z)
         for i, level in enumerate(self.levels):
             h = level(h if i == 0 else self.doubling[i - 1](h), z)
-        return self.conv_out(F.silu(self.norm_out(h, z)))
+        features = F.silu(self.norm_out(h, z))
+        return Decoded(self.conv_out(features), features)
 
 
 class MoVQ(nn.Module):
@@ -119,6 +130,8 @@ class MoVQ(nn.Module):
     The paper quantises the latents of diffusion, the released code does not: `quantise_latents` says which, for the
     latents that the decoder learns from and for those that it draws. The autoencoder's own training always does.
     """
+
+    entries = ("encode", "decode", "without_codebook")
 
     def __init__(
         self,
@@ -142,21 +155,30 @@ class MoVQ(nn.Module):
         self.quantise_latents = quantise_latents
         self.factor = 2 ** (len(multipliers) - 1)  # pixels a latent
 
+    def units(self) -> list[nn.Module]:
+        """The residual blocks and attentions of every level."""
+        return [block for level in self.modules() if isinstance(level, Level) for block in level.blocks]
+
+    def apart(self) -> list[nn.Module]:
+        return []
+
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c zh zw"]:
         z = self.quant(self.encoder(pixels))
         return self.codebook.quantise(z) if self.quantise_latents else z
 
     def decode(self, z: Float[Tensor, "b c zh zw"]) -> Float[Tensor, "b 3 h w"]:
         z = self.codebook.quantise(z) if self.quantise_latents else z
-        return self.decoder(self.post_quant(z), z)
+        return self.decoder(self.post_quant(z), z).pixels
 
-    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Reconstruction:
-        """Through the codebook, with its loss: what training sees."""
-        z = self.quant(self.encoder(pixels))
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Reconstruction:
+        """Pixels through the codebook, with its loss: what training sees."""
+        z = self.quant(self.encoder(x))
         z_q, index, loss = self.codebook(z)
-        return Reconstruction(self.decoder(self.post_quant(z_q), z_q), z, index, loss)
+        pixels, features = self.decoder(self.post_quant(z_q), z_q)
+        return Reconstruction(pixels, features, z, index, loss)
 
-    def without_codebook(self, pixels: Float[Tensor, "b 3 h w"]) -> Reconstruction:
+    def without_codebook(self, x: Float[Tensor, "b 3 h w"]) -> Reconstruction:
         """The same past the codebook: for the first steps of training, and to fill it."""
-        z = self.quant(self.encoder(pixels))
-        return Reconstruction(self.decoder(self.post_quant(z), z), z, self.codebook.nearest(z), z.new_zeros(()))
+        z = self.quant(self.encoder(x))
+        pixels, features = self.decoder(self.post_quant(z), z)
+        return Reconstruction(pixels, features, z, self.codebook.nearest(z), z.new_zeros(()))

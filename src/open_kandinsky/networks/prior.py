@@ -45,6 +45,8 @@ class DiffusionPrior(nn.Module):
     step runs the last three.
     """
 
+    entries = ("prefix",)
+
     def __init__(
         self, *, image_dim: int, text_dim: int, text_width: int, text_length: int, width: int, layers: int, heads: int
     ) -> None:
@@ -78,6 +80,12 @@ class DiffusionPrior(nn.Module):
         x, _ = self._run(x, mask, prefix.kv)
         return self.out(self.norm_out(x[:, -1]))
 
+    def units(self) -> list[nn.Module]:
+        return list(self.layers)
+
+    def apart(self) -> list[nn.Module]:
+        return []
+
     def _run(self, x: Tensor, mask: Tensor, past: tuple[KV, ...] | None) -> tuple[Tensor, tuple[KV, ...]]:
         kv = []
         for layer, seen in zip(self.layers, past or [None] * len(self.layers), strict=True):
@@ -94,10 +102,18 @@ def _causal(x: Float[Tensor, "b n c"]) -> Bool[Tensor, "n n"]:
 class LinearPrior(nn.Module):
     """One linear map of the caption's embedding: the prior of the paper's best FID (8.03)."""
 
+    entries = ("prefix",)
+
     def __init__(self, *, image_dim: int, text_dim: int) -> None:
         super().__init__()
         self.standardise = Standardise(image_dim)
         self.map = nn.Linear(text_dim, image_dim)
+
+    def units(self) -> list[nn.Module]:
+        return []
+
+    def apart(self) -> list[nn.Module]:
+        return []
 
     def prefix(self, text_tokens: Tensor, text_emb: Float[Tensor, "b d"], text_mask: Tensor) -> Float[Tensor, "b e"]:
         return self.map(text_emb)
@@ -110,6 +126,8 @@ class LinearPrior(nn.Module):
 class ResidualPrior(nn.Module):
     """Residual perceptrons over the caption's embedding; the paper's has 18 and gives no width."""
 
+    entries = ("prefix",)
+
     def __init__(self, *, image_dim: int, text_dim: int, width: int, blocks: int) -> None:
         super().__init__()
         self.standardise = Standardise(image_dim)
@@ -119,6 +137,12 @@ class ResidualPrior(nn.Module):
             for _ in range(blocks)
         )
         self.out = nn.Linear(width, image_dim)
+
+    def units(self) -> list[nn.Module]:
+        return list(self.blocks)
+
+    def apart(self) -> list[nn.Module]:
+        return []
 
     def prefix(self, text_tokens: Tensor, text_emb: Float[Tensor, "b d"], text_mask: Tensor) -> Float[Tensor, "b e"]:
         x = self.into(text_emb)

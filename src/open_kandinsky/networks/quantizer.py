@@ -1,11 +1,14 @@
 """The codebook of a vector-quantised autoencoder."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from open_kandinsky.networks.division import divided
 
 
 class Quantised(NamedTuple):
@@ -31,7 +34,8 @@ class Codebook(nn.Module):
 
     def nearest(self, z: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
         flat, codes = rearrange(z, "b c h w -> (b h w) c").float(), self.embedding.weight.float()
-        distance = codes.square().sum(1) - 2 * flat @ codes.T  # less |z|^2, which ranks nothing
+        with _without_autocast(z):  # which would take the product in bfloat16
+            distance = codes.square().sum(1) - 2 * flat @ codes.T  # less |z|^2, which ranks nothing
         return distance.argmin(1).view(len(z), *z.shape[2:])
 
     def lookup(self, index: Int[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:
@@ -41,10 +45,10 @@ class Codebook(nn.Module):
         return self.lookup(self.nearest(z)).to(z.dtype)
 
     @torch.no_grad()
-    def fill(self, z: Float[Tensor, "b c h w"]) -> None:
-        """Start the codes from latents drawn at random, with repeats if there are fewer than codes."""
-        flat = rearrange(z, "b c h w -> (b h w) c")
-        self.embedding.weight.copy_(flat[torch.randint(len(flat), (len(self.embedding.weight),), device=z.device)])
+    def restart(self, which: Bool[Tensor, "codes"], latents: Float[Tensor, "codes c"]) -> None:
+        """The codes that are named become the latents in their places; every process gives the same."""
+        weight = self.embedding.weight
+        weight.copy_(torch.where(divided(which[:, None], weight), divided(latents.to(weight.dtype), weight), weight))
 
     def forward(self, z: Float[Tensor, "b c h w"]) -> Quantised:
         index = self.nearest(z)
@@ -55,5 +59,14 @@ class Codebook(nn.Module):
 
 def perplexity(index: Int[Tensor, "..."], codes: int) -> Float[Tensor, ""]:
     """exp of the entropy of code usage: from 1, one code for all, to `codes`, all alike."""
-    p = torch.bincount(index.flatten(), minlength=codes).double() / index.numel()
-    return torch.special.entr(p).sum().exp().float()
+    return perplexity_of(torch.bincount(index.flatten(), minlength=codes))
+
+
+def perplexity_of(counts: Int[Tensor, "codes"]) -> Float[Tensor, ""]:
+    """The same, from how often each code was used. 0 where none was."""
+    p = counts.double() / counts.sum().clamp(min=1)
+    return torch.special.entr(p).sum().exp().float() * (counts.sum() > 0)
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager:
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)  # none on meta

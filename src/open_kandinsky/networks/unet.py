@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +28,11 @@ class Block(nn.Module):
         super().__init__()
         self.res, self.attention, self.resample = res, attention, resample
 
-    def forward(self, x: Tensor, emb: Tensor, kv: Iterator[KV]) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, kv: KV | None) -> Tensor:
+        """`kv` where there is an attention."""
         x = self.res(x, emb)
         if self.attention is not None:
-            x = self.attention(x, next(kv))
+            x = self.attention(x, kv)
         return x if self.resample is None else self.resample(x, emb)
 
 
@@ -41,6 +42,8 @@ class UNet(nn.Module):
     `multipliers` gives the width of each level in units of `channels`; a level has `blocks` residual blocks on the way
     down, one more on the way up, and attention in each if it is one of `attention_levels`.
     """
+
+    entries = ("context",)
 
     def __init__(
         self,
@@ -96,11 +99,18 @@ class UNet(nn.Module):
         self.norm_out = nn.GroupNorm(GROUPS, channels, eps=1e-5)
         self.conv_out = zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
 
-    def attentions(self) -> Iterator[ContextAttention]:
+    def units(self) -> list[nn.Module]:
         """In the order in which `forward` meets them."""
-        for block in [*self.down, *self.middle, *self.up]:
+        return [*self.down, *self.middle, *self.up]
+
+    def attentions(self) -> Iterator[ContextAttention]:
+        for block in self.units():
             if isinstance(block.attention, ContextAttention):
                 yield block.attention
+
+    def apart(self) -> list[nn.Module]:
+        """What of the attentions reads the context."""
+        return [attention.context_kv for attention in self.attentions()]
 
     def context(
         self, image_emb: Float[Tensor, "b d"], text_tokens: Tensor | None = None, text_emb: Tensor | None = None
@@ -115,13 +125,17 @@ class UNet(nn.Module):
         """Sides are multiples of `factor`."""
         emb = F.silu(self.time(t) + context.emb)
         kv = iter(context.kv)
+
+        def run(block: Any, h: Tensor) -> Tensor:
+            return block(h, emb, None if block.attention is None else next(kv))
+
         h = self.conv_in(x_t)
         skips = [h]
         for block in self.down:
-            h = block(h, emb, kv)
+            h = run(block, h)
             skips.append(h)
         for block in self.middle:
-            h = block(h, emb, kv)
+            h = run(block, h)
         for block in self.up:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb, kv)
+            h = run(block, torch.cat([h, skips.pop()], dim=1))
         return self.conv_out(F.silu(self.norm_out(h)))

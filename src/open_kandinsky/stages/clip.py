@@ -12,21 +12,31 @@ from torch import Tensor
 
 from open_kandinsky.data.batch import ImageBatch
 from open_kandinsky.networks.clip import Clip
+from open_kandinsky.stages.engine import Engine
 from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, stepwise
+from open_kandinsky.stages.processes import gathered, mean
 
 
 class ClipStage(LightningModule):
     """open_clip's model and loss. Kandinsky itself uses OpenAI's weights, frozen."""
 
-    def __init__(self, *, network: Clip, optimizer: MakeOptimizer, lr_schedule: MakeSchedule) -> None:
+    def __init__(self, *, network: Clip, optimizer: MakeOptimizer, lr_schedule: MakeSchedule, engine: Engine) -> None:
         super().__init__()
         self.network = network
-        self.optimizer, self.lr_schedule = optimizer, lr_schedule
+        self.optimizer, self.lr_schedule, self.engine = optimizer, lr_schedule, engine
 
     def setup(self, stage: str) -> None:
         self.contrast = ClipLoss(
             local_loss=True, gather_with_grad=True, rank=self.global_rank, world_size=self.trainer.world_size
         )
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            raise ValueError(
+                "stage=clip with strategy=fsdp: CLIP's temperature is one number, which FSDP2 does not shard: "
+                "take strategy=ddp"
+            )
+        self.engine.apply(self, self.network)
 
     def embed(self, batch: ImageBatch) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
         """Images and captions, at length 1."""
@@ -37,7 +47,7 @@ class ClipStage(LightningModule):
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         image, text = self.embed(batch)
         loss = self.contrast(image, text, self.network.model.logit_scale.exp())
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", mean(loss), prog_bar=True)
         return loss
 
     def on_train_batch_end(self, *_: object) -> None:
@@ -45,7 +55,7 @@ class ClipStage(LightningModule):
             self.network.model.logit_scale.clamp_(0, math.log(100))  # as CLIP's training: no temperature below 0.01
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        image, text = self.embed(batch)
+        image, text = map(gathered, self.embed(batch))  # a caption is found among those of all processes
         hit = (image @ text.T).argmax(1) == torch.arange(len(image), device=image.device)
         self.log("val/retrieval", hit.float().mean(), prog_bar=True, batch_size=len(image), sync_dist=True)
         self.log("val/cosine", (image * text).sum(1).mean(), batch_size=len(image), sync_dist=True)

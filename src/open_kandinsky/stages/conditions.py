@@ -5,6 +5,8 @@ from einops import rearrange
 from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
+from open_kandinsky.diffusion.draws import Draws
+
 
 class Null(nn.Module):
     """The conditions of nothing: the empty caption's states, the embedding of CLIP's mean-colour image.
@@ -16,10 +18,10 @@ class Null(nn.Module):
         for name, value in conditions.items():
             self.register_buffer(name, value, persistent=False)
 
-    def drop(self, chance: float, **conditions: Shaped[Tensor, "b ..."]) -> list[Shaped[Tensor, "b ..."]]:
+    def drop(self, chance: float, draws: Draws, **conditions: Shaped[Tensor, "b ..."]) -> list[Shaped[Tensor, "b ..."]]:
         """Each example's conditions, all of them or none, replaced with probability `chance`; in the given order."""
         some = next(iter(conditions.values()))
-        dropped = torch.rand(len(some), device=some.device) < chance
+        dropped = draws.uniform(some) < chance
         return [_where(dropped, getattr(self, name), value) for name, value in conditions.items()]
 
 

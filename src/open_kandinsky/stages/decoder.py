@@ -9,12 +9,15 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from open_kandinsky.data.batch import LatentBatch
+from open_kandinsky.diffusion.draws import Draws
 from open_kandinsky.diffusion.loss import Loss, noised
 from open_kandinsky.diffusion.parameterisation import Parameterisation
 from open_kandinsky.networks.unet import Context, UNet
 from open_kandinsky.stages.conditions import Null
+from open_kandinsky.stages.engine import Engine
 from open_kandinsky.stages.inpainting import Beside
 from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, stepwise
+from open_kandinsky.stages.processes import draws, mean
 
 
 class DecoderStage(LightningModule):
@@ -35,13 +38,14 @@ class DecoderStage(LightningModule):
         standardise: bool,  # latents by the data's statistics; Kandinsky leaves them as they are
         optimizer: MakeOptimizer,
         lr_schedule: MakeSchedule,
+        engine: Engine,
     ) -> None:
         super().__init__()
         self.network, self.parameterisation, self.loss, self.beside = network, parameterisation, loss, beside
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
         self.null = Null()
         self.drop_text, self.drop_image, self.standardise = drop_text, drop_image, standardise
-        self.optimizer, self.lr_schedule = optimizer, lr_schedule
+        self.optimizer, self.lr_schedule, self.engine = optimizer, lr_schedule, engine
 
     def setup(self, stage: str) -> None:
         data = cast(Any, self.trainer).datamodule
@@ -49,26 +53,31 @@ class DecoderStage(LightningModule):
             self.network.standardise.set(*data.statistics("z"))
         self.null.set(**data.null)
 
-    def context(self, batch: LatentBatch) -> Context:
-        (image_emb,) = self.null.drop(self.drop_image, image_emb=batch["image_emb"])
+    def context(self, batch: LatentBatch, draws: Draws) -> Context:
+        (image_emb,) = self.null.drop(self.drop_image, draws, image_emb=batch["image_emb"])
         text = {name: batch[name] for name in ("text_tokens", "text_emb")}
-        return self.network.context(image_emb, *self.null.drop(self.drop_text, **text))
+        return self.network.context(image_emb, *self.null.drop(self.drop_text, draws, **text))
 
-    def losses(self, batch: LatentBatch) -> tuple[Float[Tensor, "b"], Tensor]:
+    def losses(self, batch: LatentBatch, draws: Draws) -> tuple[Float[Tensor, "b"], Tensor]:
         """Each example's loss, and its timestep."""
         z = self.network.standardise(batch["z"])
-        example = noised(z, self.alpha_bar)
-        output = self.network(torch.cat([example.x_t, self.beside(z)], dim=1), example.t, self.context(batch))
+        example = noised(z, self.alpha_bar, draws)
+        x = torch.cat([example.x_t, self.beside(z, draws)], dim=1)
+        output = self.network(x, example.t, self.context(batch, draws))
         return self.loss(output, example, self.alpha_bar, self.parameterisation), example.t
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
-        loss = self.losses(batch)[0].mean()
-        self.log("train/loss", loss, prog_bar=True)
+        loss = self.losses(batch, draws(self))[0].mean()
+        self.log("train/loss", mean(loss), prog_bar=True)
         return loss
 
-    def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
-        losses, t = self.losses(batch)
+    def validation_step(self, batch: LatentBatch, batch_idx: int) -> dict[str, Tensor]:
+        losses, t = self.losses(batch, draws(self))
         self.log("val/loss", losses.mean(), prog_bar=True, batch_size=len(t), sync_dist=True)
+        return {"losses": losses, "t": t}
+
+    def configure_model(self) -> None:
+        self.engine.apply(self, self.network)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return stepwise(self.network.parameters(), self.optimizer, self.lr_schedule)

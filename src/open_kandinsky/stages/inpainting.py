@@ -6,18 +6,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from open_kandinsky.diffusion.draws import Draws
+
 
 @runtime_checkable
 class Beside(Protocol):
     """The input's channels beside x_t, drawn anew for each training example's latent z."""
 
-    def __call__(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b extra h w"]: ...
+    def __call__(self, z: Float[Tensor, "b c h w"], draws: Draws) -> Float[Tensor, "b extra h w"]: ...
 
 
 class Nothing:
     """Text to image."""
 
-    def __call__(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 0 h w"]:
+    def __call__(self, z: Float[Tensor, "b c h w"], draws: Draws) -> Float[Tensor, "b 0 h w"]:
         return z[:, :0]
 
 
@@ -31,17 +33,17 @@ class Inpainting:
     def __init__(self, *, smallest: float, largest: float) -> None:
         self.smallest, self.largest = smallest, largest
 
-    def __call__(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b extra h w"]:
-        keep = self.masks(z)
+    def __call__(self, z: Float[Tensor, "b c h w"], draws: Draws) -> Float[Tensor, "b extra h w"]:
+        keep = self.masks(z, draws)
         return torch.cat([z * keep, keep], dim=1)
 
-    def masks(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
+    def masks(self, z: Float[Tensor, "b c h w"], draws: Draws) -> Float[Tensor, "b 1 h w"]:
         b, _, h, w = z.shape
-        half = torch.empty(b, 2, 1, 1, device=z.device).uniform_(self.smallest, self.largest) / 2
-        centre = half + torch.rand_like(half) * (1 - 2 * half)
+        half = (self.smallest + (self.largest - self.smallest) * draws.uniform(z, 2, 1, 1)) / 2
+        centre = half + draws.uniform(z, 2, 1, 1) * (1 - 2 * half)
         y, x = (torch.arange(n, device=z.device).add(0.5).div(n) for n in (h, w))
         dy, dx = (y[:, None] - centre[:, 0]).abs() / half[:, 0], (x - centre[:, 1]).abs() / half[:, 1]
         dy, dx = dy.expand(b, h, w), dx.expand(b, h, w)
-        is_box, is_outside = (torch.rand(b, 1, 1, device=z.device) < 0.5 for _ in range(2))
+        is_box, is_outside = (draws.uniform(z, 1, 1) < 0.5 for _ in range(2))
         paint = torch.where(is_box, torch.maximum(dy, dx) < 1, dy.square() + dx.square() < 1)
         return (~(paint ^ is_outside)).to(z.dtype)[:, None]

@@ -1,91 +1,97 @@
 """Stage 1, the autoencoder: MoVQ against a PatchGAN, by manual optimisation."""
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from lightning import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from open_kandinsky.data.batch import ImageBatch
 from open_kandinsky.networks.discriminator import hinge
 from open_kandinsky.networks.movq import MoVQ, Reconstruction
-from open_kandinsky.networks.quantizer import perplexity
+from open_kandinsky.stages.adversary_weight import Weight, entered
+from open_kandinsky.stages.codes import Revival, Usage, drawn
+from open_kandinsky.stages.engine import Engine
+from open_kandinsky.stages.freezing import freeze_all_but
 from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule
-
-
-class PixelLoss(nn.Module):
-    """Weighted absolute and squared error, absolute error of neighbours' differences, and a perceptual distance."""
-
-    def __init__(self, *, l1: float, l2: float, edges: float, lpips: float, perceptual: nn.Module | None) -> None:
-        super().__init__()
-        if lpips > 0 and perceptual is None:
-            raise ValueError(f"lpips={lpips} weighs a distance that is not there: set perceptual, or lpips=0")
-        self.l1, self.l2, self.edges, self.lpips = l1, l2, edges, lpips
-        self.perceptual: Any = [perceptual]  # in a list: frozen, so out of the state dict
-
-    def forward(self, x: Float[Tensor, "b 3 h w"], y: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
-        d = x - y
-        loss = self.l1 * d.abs().mean() + self.l2 * d.square().mean()
-        if self.edges > 0:
-            loss = loss + self.edges * (d.diff(dim=2).abs().mean() + d.diff(dim=3).abs().mean())
-        if self.lpips > 0:
-            loss = loss + self.lpips * self.perceptual[0].to(x.device)(x, y)
-        return loss
+from open_kandinsky.stages.penalties import Bout
+from open_kandinsky.stages.pixel_loss import PixelLoss
+from open_kandinsky.stages.processes import mean
 
 
 class MoVQStage(LightningModule):
-    """Autoencoder and adversary in turn. The official recipe has adversary_from 0, quantise_from 0, weight 0.1."""
+    """Autoencoder and adversary in turn. What is chosen here decides whether the pair stays in balance."""
 
     def __init__(
         self,
         *,
         network: MoVQ,
+        trained: Sequence[str],  # parts of the network; the others keep the weights they begin with
         discriminator: nn.Module,
         pixel_loss: PixelLoss,
-        adversary_weight: float,
+        adversary_weight: Weight,
         adversary_from: int,  # the step at which the adversary enters
+        adversary_ramp: int,  # steps after which the autoencoder listens to it with its whole weight
+        penalties: Mapping[str, nn.Module],  # of the adversary, by name
         quantise_from: int,  # the step at which the codebook enters, filled with latents of that batch
-        collapse_below: float,  # a share of codes in use, or an adversary's loss, that is warned of
+        usage: Usage,
+        revival: Revival,
         clip_value: float | None,  # gradients, by value
         optimizer: MakeOptimizer,
         lr_schedule: MakeSchedule,
+        adversary_lr_schedule: MakeSchedule,  # its steps are counted from when the adversary enters
+        engine: Engine,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.network, self.discriminator, self.pixel_loss = network, discriminator, pixel_loss
-        self.adversary_weight, self.adversary_from = adversary_weight, adversary_from
-        self.quantise_from, self.collapse_below, self.clip_value = quantise_from, collapse_below, clip_value
-        self.optimizer, self.lr_schedule = optimizer, lr_schedule
+        self.adversary_weight, self.penalties = adversary_weight, nn.ModuleDict(penalties)
+        self.adversary_from, self.adversary_ramp, self.quantise_from = adversary_from, adversary_ramp, quantise_from
+        self.usage, self.revival, self.clip_value = usage, revival, clip_value
+        self.optimizer, self.lr_schedules, self.engine = optimizer, (lr_schedule, adversary_lr_schedule), engine
+        freeze_all_but(trained, network)
+
+    def configure_model(self) -> None:
+        self.engine.apply(self, self.network, self.discriminator)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        pixels = batch["pixels"]
+        step, pixels = self.global_step, batch["pixels"]
         autoencoder, adversary = cast(Any, self.optimizers())
-        made = self.reconstruct(pixels)
-        loss = self.pixel_loss(made.pixels, pixels) + made.codebook_loss
-        fighting = self.global_step >= self.adversary_from
-        if fighting:
+        schedule, adversary_schedule = cast(Any, self.lr_schedulers())
+        made = self.reconstruct(pixels, step)
+        quality = self.pixel_loss(made.pixels, pixels)
+        loss, figures = quality + made.codebook_loss, {"reconstruction": quality}
+        if step >= self.adversary_from:
             fooled = self.discriminator.requires_grad_(False)(made.pixels)
-            loss = loss - self.adversary_weight * fooled.mean()
+            weight = self.weigh(quality, -fooled.mean(), made, step)
+            loss = loss - weight * fooled.mean()
+            figures["adversary_weight"] = torch.as_tensor(weight, device=self.device)
         self.descend(autoencoder, loss)
-        if fighting:
+        schedule.step()
+        if step >= self.adversary_from:
             self.discriminator.requires_grad_(True)
-            self.fight(adversary, pixels, made.pixels.detach())
-        for schedule in cast(Any, self.lr_schedulers()):
-            schedule.step()
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.watch_codes(made)
+            figures |= self.fight(adversary, pixels, made.pixels.detach(), step)
+            adversary_schedule.step()
+        self.tell(figures | {"loss": loss})
+        self.watch_codes(made, step)
 
-    def reconstruct(self, pixels: Float[Tensor, "b 3 h w"]) -> Reconstruction:
-        if self.global_step < self.quantise_from:
+    def reconstruct(self, pixels: Float[Tensor, "b 3 h w"], step: int) -> Reconstruction:
+        if step < self.quantise_from:
             return self.network.without_codebook(pixels)
-        if self.global_step == self.quantise_from > 0:
+        if step == self.quantise_from > 0:
             with torch.no_grad():
-                self.network.codebook.fill(self.network.without_codebook(pixels).z)
+                latents = drawn(self.network.without_codebook(pixels).z, len(self.usage.counts))
+            self.network.codebook.restart(torch.ones_like(self.usage.counts, dtype=torch.bool), latents)
         return self.network(pixels)
+
+    def weigh(self, quality: Tensor, fooling: Tensor, made: Reconstruction, step: int) -> float | Tensor:
+        weight = self.adversary_weight(quality, fooling, made, self.network.decoder.conv_out)
+        return weight * entered(step, at=self.adversary_from, ramp=self.adversary_ramp)
 
     def descend(self, optimizer: Any, loss: Tensor) -> None:
         optimizer.zero_grad()
@@ -94,27 +100,38 @@ class MoVQStage(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val=self.clip_value, gradient_clip_algorithm="value")
         optimizer.step()
 
-    def fight(self, optimizer: Any, real: Tensor, fake: Tensor) -> None:
-        loss = hinge(self.discriminator(real), self.discriminator(fake))
-        self.descend(optimizer.optimizer, loss)  # the bare optimiser: a step is counted once, by the autoencoder's
-        self.log("train/adversary", loss.detach(), prog_bar=True)
-        if loss < self.collapse_below:
-            rank_zero_warn(f"step {self.global_step}: the adversary's loss is {loss:.2g}: it wins, and teaches nothing")
+    def fight(self, optimizer: Any, real: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
+        """One step of the adversary; its figures."""
+        bout = Bout(step, real, self.discriminator(real), self.discriminator(fake))
+        loss = hinge(bout.real, bout.fake)
+        asked = {name: penalty(self.discriminator, bout) for name, penalty in self.penalties.items()}
+        added = {name: penalty for name, penalty in asked.items() if penalty is not None}
+        self.descend(optimizer.optimizer, sum(added.values(), loss))  # the bare optimiser: the step is counted already
+        return {"adversary": loss} | added
 
-    def watch_codes(self, made: Reconstruction) -> None:
-        if self.global_step % 50 != 0:
+    def tell(self, figures: Mapping[str, Tensor]) -> None:
+        """Log means over all processes, gathered in one go."""
+        means = mean(torch.stack([figure.detach().float() for figure in figures.values()]))
+        for name, figure in zip(figures, means, strict=True):
+            self.log(f"train/{name}", figure, prog_bar=name in ("loss", "adversary"))
+
+    def watch_codes(self, made: Reconstruction, step: int) -> None:
+        """Count the codes in use, and at the end of each window see to those that are not."""
+        since = step + 1 - self.quantise_from
+        if since <= 0:
             return
-        codes = self.network.codebook.embedding.num_embeddings
-        used = perplexity(made.index, codes) / min(codes, made.index.numel())
-        self.log("train/code_usage", used)
-        if self.global_step > self.quantise_from and used < self.collapse_below:
-            rank_zero_warn(f"step {self.global_step}: codes in use {used:.2%} (perplexity): the codebook collapses")
+        self.usage.add(made.index)
+        if since % self.usage.window == 0:
+            self.log_dict({f"train/{name}": figure for name, figure in self.usage.figures().items()})
+            draw = partial(drawn, made.z, len(self.usage.counts))
+            self.revival(self.network.codebook, self.usage.counts, draw)
+            self.usage.counts.zero_()
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         pixels = batch["pixels"]
         x, y = (((p.clamp(-1, 1) + 1) / 2).float() for p in (self.network.decode(self.network.encode(pixels)), pixels))
         figures = {
-            "psnr": peak_signal_noise_ratio(x, y, data_range=1.0),
+            "psnr": peak_signal_noise_ratio(x, y, data_range=1.0, dim=(1, 2, 3)),  # of each picture
             "ssim": structural_similarity_index_measure(x, y, data_range=1.0),
             "l1": F.l1_loss(x, y),
         }
@@ -122,5 +139,7 @@ class MoVQStage(LightningModule):
             self.log(f"val/{name}", figure, prog_bar=name == "psnr", batch_size=len(x), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        made = [self.optimizer(m.parameters()) for m in (self.network, self.discriminator)]
-        return made, [self.lr_schedule(optimizer) for optimizer in made]
+        modules = (self.network, self.discriminator)
+        made = [self.optimizer([p for p in m.parameters() if p.requires_grad]) for m in modules]
+        named = zip(("train/lr", "train/lr_adversary"), self.lr_schedules, made, strict=True)
+        return made, [{"scheduler": schedule(optimizer), "name": name} for name, schedule, optimizer in named]

@@ -10,16 +10,20 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from open_kandinsky.data.batch import EmbeddingBatch
+from open_kandinsky.diffusion.draws import Draws
 from open_kandinsky.diffusion.loss import Loss, noised
 from open_kandinsky.diffusion.parameterisation import Parameterisation
 from open_kandinsky.stages.conditions import Null
+from open_kandinsky.stages.engine import Engine
 from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, stepwise
+from open_kandinsky.stages.processes import draws, mean
 
 
 class PriorStage(LightningModule):
     """Trains any of `networks.prior`: one that looks at neither x_t nor t is fitted by regression in the same words.
 
-    The embeddings' statistics come with the data, and travel with the network.
+    The embeddings' statistics travel with the network. They come with the data, or, where a training begins with
+    weights that are there already, with these: other statistics would be another embedding to them.
     """
 
     network: Any
@@ -33,42 +37,49 @@ class PriorStage(LightningModule):
         parameterisation: Parameterisation,
         loss: Loss,
         drop_text: float,  # chance of training without the caption, for guidance; 0.1 in the official training
+        standardise: bool,  # by the data's statistics; else by those that the network begins with
         optimizer: MakeOptimizer,
         lr_schedule: MakeSchedule,
+        engine: Engine,
     ) -> None:
         super().__init__()
         self.network, self.parameterisation, self.loss = network, parameterisation, loss
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
         self.null = Null()
-        self.drop_text = drop_text
-        self.optimizer, self.lr_schedule = optimizer, lr_schedule
+        self.drop_text, self.standardise = drop_text, standardise
+        self.optimizer, self.lr_schedule, self.engine = optimizer, lr_schedule, engine
 
     def setup(self, stage: str) -> None:
         data = cast(Any, self.trainer).datamodule
-        self.network.standardise.set(*data.statistics("image_emb"))
+        if self.standardise:
+            self.network.standardise.set(*data.statistics("image_emb"))
         self.null.set(**data.null)
 
-    def prefix(self, batch: EmbeddingBatch, chance: float) -> Any:
+    def prefix(self, batch: EmbeddingBatch, chance: float, draws: Draws) -> Any:
         """The captions, some of them dropped, as the network's prefix."""
         text = {name: batch[name] for name in ("text_tokens", "text_emb", "text_mask")}
-        return self.network.prefix(*self.null.drop(chance, **text))
+        return self.network.prefix(*self.null.drop(chance, draws, **text))
 
     def training_step(self, batch: EmbeddingBatch, batch_idx: int) -> Tensor:
-        example = noised(self.network.standardise(batch["image_emb"]), self.alpha_bar)
-        output = self.network(example.x_t, example.t, self.prefix(batch, self.drop_text))
+        own = draws(self)
+        example = noised(self.network.standardise(batch["image_emb"]), self.alpha_bar, own)
+        output = self.network(example.x_t, example.t, self.prefix(batch, self.drop_text, own))
         loss = self.loss(output, example, self.alpha_bar, self.parameterisation).mean()
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", mean(loss), prog_bar=True)
         return loss
 
     def validation_step(self, batch: EmbeddingBatch, batch_idx: int) -> None:
         """How near the first guess from noise alone comes to the image's embedding, and how near the caption's is."""
-        true = batch["image_emb"]
+        true, own = batch["image_emb"], draws(self)
         t = torch.full((len(true),), len(self.alpha_bar) - 1, device=true.device)
-        guess = self.network(torch.randn_like(true), t, self.prefix(batch, chance=0.0))
+        guess = self.network(own.normal(true), t, self.prefix(batch, 0.0, own))
         guess = self.network.standardise.inverse(guess)
         for name, embedding in {"prior": guess, "text": batch["text_emb"]}.items():
             cosine = F.cosine_similarity(embedding, true).mean()
             self.log(f"val/cosine_{name}", cosine, prog_bar=True, batch_size=len(true), sync_dist=True)
+
+    def configure_model(self) -> None:
+        self.engine.apply(self, self.network)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return stepwise(self.network.parameters(), self.optimizer, self.lr_schedule)

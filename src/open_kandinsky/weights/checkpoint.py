@@ -1,9 +1,9 @@
-"""A checkpoint of a training of ours: the network as it was after a step, and its moving average."""
+"""A checkpoint of a training of ours, a file or a folder: the network as it was after a step, and its average."""
 
 from collections import Counter
 from pathlib import Path
 
-from open_kandinsky.weights import store
+from open_kandinsky.weights import checkpoint_folder, store
 from open_kandinsky.weights.part import Picked
 
 NETWORK = "network."  # the stage's; an adversary lies beside it
@@ -11,7 +11,7 @@ NETWORK = "network."  # the stage's; an adversary lies beside it
 
 def raw(path: Path) -> Picked:
     """The weights as they were last."""
-    state = store.read_any(path)
+    state = checkpoint_folder.read(path, "state_dict") if path.is_dir() else store.read_any(path)
     network = {key.removeprefix(NETWORK): x for key, x in state.items() if key.startswith(NETWORK)}
     return Picked(network, dict(Counter(key.partition(".")[0] for key in state if not key.startswith(NETWORK))))
 
@@ -33,4 +33,5 @@ def usual(path: Path) -> Picked:
 
 
 def averages(path: Path) -> dict:
-    return store.unpickled(path).get("callbacks", {}).get("EMA", {}).get("average", {})
+    file = path / checkpoint_folder.META if path.is_dir() else path
+    return store.unpickled(file).get("callbacks", {}).get("EMA", {}).get("average", {})

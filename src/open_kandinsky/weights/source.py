@@ -20,11 +20,27 @@ def parts(source: Source, finds: Sequence[Find]) -> dict[str, Part]:
     `source` is a folder, or a folder for each of some parts, `rest` being the others'. ValueError where one is missing.
     """
     given = folders(source)
-    found = {part: first(part, [given[name] for name in asked(part, given)], finds) for part in (*PARTS, TEXT)}
-    for part in PARTS:
-        if found[part] is None:
-            raise ValueError(not_found(part, given))
-    return {part: there for part, there in found.items() if there is not None}
+    found = {name: wanted(name, given, finds) for name in PARTS}
+    text = among(TEXT, given, finds)
+    return found if text is None else {**found, TEXT: text}
+
+
+def part(name: str, source: Source, finds: Sequence[Find]) -> Part:
+    """One part alone. ValueError where it is missing."""
+    return wanted(name, folders(source), finds)
+
+
+def wanted(name: str, given: Mapping[str, Path], finds: Sequence[Find]) -> Part:
+    found = among(name, given, finds)
+    if found is None:
+        raise ValueError(not_found(name, given))
+    return found
+
+
+def among(name: str, given: Mapping[str, Path], finds: Sequence[Find]) -> Part | None:
+    """The first find in the folders that may hold a part, best folder first."""
+    each = (find(name, given[key]) for key in asked(name, given) for find in finds)
+    return next((found for found in each if found is not None), None)
 
 
 def folders(source: Source) -> dict[str, Path]:
@@ -43,17 +59,12 @@ def asked(part: str, given: Mapping[str, Path]) -> list[str]:
     return [part] if part in given else [name for name in (REST, *COMPANIONS.get(part, ())) if name in given]
 
 
-def first(part: str, among: Sequence[Path], finds: Sequence[Find]) -> Part | None:
-    each = (find(part, folder) for folder in among for find in finds)
-    return next((found for found in each if found is not None), None)
-
-
 def not_found(part: str, given: Mapping[str, Path]) -> str:
     root = given.get(part) or (given.get(REST, Path(".")) / part)
     there = sorted(path.name for path in root.iterdir())[:6] if root.is_dir() else "no such folder"
     known = "(or folders of diffusers' Kandinsky 2.1 or 2.2, prior/ and decoder/, or original 2.1 files)"
-    wanted = f"the {part} is looked for in {root}, which should hold config.yaml and weights.safetensors {known}"
-    return f"weights: {wanted}; found: {there}. A run that was stopped has none: resume it"
+    told = f"the {part} is looked for in {root}, which should hold config.yaml and weights.safetensors {known}"
+    return f"weights: {told}; found: {there}. A run that was stopped has none: resume it"
 
 
 def fetched(folder: str | Path) -> Path:

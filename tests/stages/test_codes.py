@@ -1,0 +1,72 @@
+"""Usage over a window, and the revival of exactly the codes that it did not see."""
+
+import pytest
+import torch
+from makers.fitting import Repeated, images, trainer
+from makers.system import stage
+
+from open_kandinsky.networks.quantizer import Codebook, perplexity
+from open_kandinsky.stages.codes import Never, Restart, Usage, drawn
+
+
+def usage(*indices, codes=8):
+    made = Usage(codes=codes, window=3)
+    for index in indices:
+        made.add(index.view(1, 1, -1))
+    return made
+
+
+def test_usage_is_of_all_the_windows_indices():
+    indices = [torch.tensor([0, 0, 1]), torch.tensor([5, 5, 5, 1]), torch.tensor([2])]
+    made, every = usage(*indices), torch.cat(indices)
+    assert made.counts.tolist() == [2, 2, 1, 0, 0, 3, 0, 0]
+    assert float(made.figures()["code_usage"]) == pytest.approx(float(perplexity(every, 8)) / 8)
+    assert float(made.figures()["codes_used"]) == 4 / 8
+
+
+def test_fewer_latents_than_codes_can_use_no_more():
+    assert float(usage(torch.tensor([1, 3]), codes=100).figures()["codes_used"]) == 1
+
+
+def book():
+    torch.manual_seed(0)
+    return Codebook(codes=8, channels=3, beta=0.25)
+
+
+def test_exactly_the_unused_are_restarted():
+    made, latents = book(), 10 + torch.rand(8, 3)
+    before, counts = made.embedding.weight.detach().clone(), torch.tensor([1, 0, 4, 0, 0, 2, 9, 1])
+    Restart()(made, counts, lambda: latents)
+    dead = counts == 0
+    assert made.embedding.weight[dead].equal(latents[dead])
+    assert made.embedding.weight[~dead].equal(before[~dead])
+
+
+def test_never_draws_nothing():
+    made, before = book(), book().embedding.weight
+    Never()(made, torch.zeros(8, dtype=torch.long), lambda: pytest.fail("it drew"))
+    assert made.embedding.weight.equal(before)
+
+
+def test_what_is_drawn_are_latents_of_the_batch():
+    z = torch.randn(2, 3, 4, 4)
+    flat = z.permute(0, 2, 3, 1).reshape(-1, 3)
+    is_it = (drawn(z, 50)[:, None] == flat).all(2)
+    assert is_it.shape == (50, 32) and is_it.any(1).all()
+    assert is_it.any(0).sum() > 10
+
+
+@pytest.mark.slow
+def test_codes_that_were_dead_are_used_after_a_window():
+    """All but two codes start far away: none is found there without revival, most are with it."""
+    used = {}
+    for revival in ("never", "restart"):
+        still = ["stage.optimizer.lr=1e-5", "stage.lr_schedule.warmup=1", "stage.quantise_from=0"]
+        made = stage("movq", f"revival={revival}", "stage.usage.window=4", *still)
+        with torch.no_grad():
+            made.network.codebook.embedding.weight[2:] += 1e4
+        trainer(8).fit(made, datamodule=Repeated(images(4)))
+        index = made.network(images(4)["pixels"]).index
+        used[revival] = len(index.unique())
+        assert int(made.usage.counts.sum()) == 0, "the window ended with the run"
+    assert used["never"] <= 2 and used["restart"] > 10
