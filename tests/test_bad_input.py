@@ -111,7 +111,8 @@ def test_ctrl_c_in_precompute_and_going_on(shapes, system, tmp_path):
     assert process.returncode == 130 and "Traceback" not in told
     assert told.strip().splitlines()[-1] == "open-kandinsky precompute: interrupted"
     done = list((tmp_path / "out").glob("*.safetensors"))
-    assert not (tmp_path / "out" / "manifest.json").exists() and not list((tmp_path / "out").glob(".*"))
+    left = [path.name for path in (tmp_path / "out").rglob(".*") if path.name != ".claims"]
+    assert not (tmp_path / "out" / "manifest.json").exists() and left == []
     before = {path: path.stat().st_mtime_ns for path in done}
     assert typed("precompute", given, tmp_path)[0] == 0
     assert (tmp_path / "out" / "manifest.json").exists()
@@ -187,10 +188,11 @@ def test_weights_that_cannot_be_written(tmp_path):
 
 
 def test_a_shard_of_a_cache_that_cannot_be_written(tmp_path):
-    from open_kandinsky.data.cache_files import write_shard
+    from open_kandinsky.data.caches.rows import Rows
+    from open_kandinsky.data.caches.shard import write_shard
 
     with small_files(), pytest.raises(OSError) as stop:
-        write_shard(tmp_path / "0.safetensors", {"a": torch.zeros(1, 10_000)}, ["k"], ["c"])
+        write_shard(tmp_path / "0.safetensors", Rows({"a": torch.zeros(1, 10_000)}, ["c"], ["k"]), {})
     assert failures.message(stop.value).startswith(f"{tmp_path}/0.safetensors: ")
     assert list(tmp_path.iterdir()) == []
 
@@ -200,3 +202,16 @@ def test_a_caption_that_is_too_long_is_cut_and_warned_of(system):
     with pytest.warns(UserWarning, match="longer than 14 tokens, its end is not read: 'red red"):
         long = clip.encode_text(["red " * 60])
     assert long.mask.all() and long.emb.isfinite().all()
+
+
+WORDS = {
+    "DataLoader worker (pid(s) 31) exited unexpectedly": "a data worker (process 31) died, unexpectedly; where the",
+    "DataLoader worker (pid 31) is killed by signal: Killed. ": "a data worker (process 31) died, killed by signal: K",
+    "[gloo/tcp/pair.cc:547] Connection closed by peer [::1]:1": "another process of this run is gone: what it said",
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_a_process_that_died_is_told_of_in_one_message(words):
+    """As torch words it; the tests of streams and of several processes kill real ones."""
+    assert failures.message(RuntimeError(words)).startswith(WORDS[words])

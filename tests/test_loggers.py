@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def history(record):
     return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
 
 
+@pytest.mark.slow
 def test_csv_needs_no_other_package(cached, tmp_path):
     """As on a machine without wandb and tensorboard: importing them fails."""
     given = overrides("prior", cached, f"run_dir='{tmp_path / 'run'}'", "logger=csv", *EACH)
@@ -137,3 +139,25 @@ class TestWandb:
     def test_a_second_run_in_one_process_is_a_run_of_its_own(self, run):
         one, other = run("prior", "one")[1], run("prior", "other")[1]
         assert one.name != other.name and one.parents[1] != other.parents[1]
+
+    def test_a_resumed_run_goes_on_in_the_same_one(self, cached, tmp_path):
+        """wandb's own name of it is in the checkpoint."""
+        import wandb
+
+        chosen = [f"run_dir='{tmp_path / 'run'}'", "logger=wandb", "logger.offline=true", "resume=auto", *EACH]
+        for steps in (4, 8):
+            train(config("prior", cached, *chosen, "stage.lr_schedule.steps=8", f"trainer.max_steps={steps}"))
+            wandb.finish()
+        logs = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+        assert len(logs) == 2 and len({log.name for log in logs}) == 1
+        assert self.steps(logs[1]) == [4, 5, 6, 7]
+
+    def steps(self, log, seconds=30):
+        """Those of the losses in a log, which wandb's own process may still be writing."""
+        until = time.monotonic() + seconds
+        while True:
+            rows = [history(record) for record in records(log) if record.WhichOneof("record_type") == "history"]
+            steps = [row["trainer/global_step"] for row in rows if "train/loss" in row]
+            if len(steps) == 4 or time.monotonic() > until:
+                return steps
+            time.sleep(0.1)

@@ -9,11 +9,12 @@ from makers.system import config
 from safetensors.torch import load_file
 
 from open_kandinsky import train as verb
+from open_kandinsky.callbacks.checkpoint_io import WholeCheckpoints
 from open_kandinsky.failures import message
 from open_kandinsky.train import train
 
 ROOTS = {"clip": "shapes", "movq": "shapes", "prior": "cached", "prior_linear": "cached", "decoder": "cached"}
-LEFT = {"config.yaml", "weights.safetensors", "hparams.yaml"}  # the last is the logger's, and empty
+LEFT = {"config.yaml", "weights.safetensors"}
 LATE = {"movq": ["stage.quantise_from=3", "stage.adversary_from=5"]}
 
 
@@ -108,6 +109,36 @@ def test_a_run_killed_between_checkpoints_repeats_its_curve_once(run):
     assert curve(folder) == curve(whole)
 
 
+def test_a_run_killed_after_its_last_step_ends_when_it_goes_on(run, monkeypatch):
+    """Its last checkpoint is written, and neither that step's row nor what a run leaves at its end."""
+    whole = run("prior", 4, "whole", "callbacks.checkpoint.every_n_train_steps=4")
+    save = WholeCheckpoints.save_checkpoint
+
+    def saved_and_killed(*given, **more):
+        save(*given, **more)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(WholeCheckpoints, "save_checkpoint", saved_and_killed)
+        run("prior", 4, "a", "callbacks.checkpoint.every_n_train_steps=4")
+    folder = whole.parent / "a"
+    assert len(curve(folder)) == 3 and not (folder / "weights.safetensors").exists()
+    run("prior", 4, "a", f"resume='{folder}/checkpoints/step=00000004.ckpt'")
+    assert curve(folder) == curve(whole) and (folder / "weights.safetensors").exists()
+
+
+def test_the_newest_checkpoints_stay_and_go_on_being_the_newest(run):
+    few = ["checkpoints=newest", "callbacks.checkpoint.every_n_train_steps=1", "callbacks.checkpoint.save_top_k=2"]
+    folder = run("prior_linear", 4, "a", *few)
+    assert {p.stem for p in (folder / "checkpoints").iterdir()} == {"step=00000003", "step=00000004", "last"}
+    run("prior_linear", 7, "a", *few, f"resume='{folder}/checkpoints/last.ckpt'")
+    assert {p.stem for p in (folder / "checkpoints").iterdir()} == {"step=00000006", "step=00000007", "last"}
+
+
+class Killed(BaseException):
+    """Nothing that mends errors catches it."""
+
+
 def test_validation_moves_nothing(run, cached):
     """It draws noise of its own, the same each time."""
     without = run("prior", 4, "a")
@@ -125,8 +156,9 @@ def test_no_prior_has_nothing_to_train(cached, tmp_path):
 
 REFUSED = {
     "trainer.devices=99": "trainer.devices=99 .*this machine has .*lower trainer.devices",
+    "trainer.devices=2": "trainer.devices=2 with strategy=single: choose strategy=ddp",
     "trainer.max_steps=-1": "trainer.max_steps=-1: say how long",
-    "resume=nowhere/last.ckpt": "resume=nowhere/last.ckpt is no file",
+    "resume=nowhere/last.ckpt": "resume=nowhere/last.ckpt is no checkpoint",
 }
 
 
@@ -143,7 +175,7 @@ def test_a_checkpoint_that_is_none_is_refused_and_the_curve_stays(run):
     before = curve(folder)
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"half of one")
     with pytest.raises(ValueError, match="last.ckpt: not a whole checkpoint") as refusal:
-        run("prior", 4, "a", f"resume='{folder}/checkpoints/last.ckpt'")
+        run("prior", 4, "a", f"resume='{folder}/checkpoints/last.ckpt'", *steady("prior", 2))
     assert message(refusal.value) and curve(folder) == before
 
 

@@ -1,6 +1,8 @@
 """Where the verbs meet Hydra: compose a config, refuse one that does not fit before anything is read, write it down."""
 
 import functools
+import hashlib
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,40 +10,45 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from open_kandinsky import atomic, nodes, overrides
+from open_kandinsky import atomic, command_line, nodes, overrides, sweeps
 from open_kandinsky.failures import message, told
 
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1] / "conf"  # a wheel's, or a checkout's
 
-Run = Callable[[DictConfig], None]
+Run = Callable[[DictConfig], Any]
 
 
-def verb(config_name: str, conf: Path = CONF) -> Callable[[Run], Callable[[], None]]:
+def verb(
+    config_name: str, conf: Path = CONF, first: Callable[[], None] = lambda: None
+) -> Callable[[Run], Callable[[], None]]:
     """Turn `run(cfg)` into a `main()` that reads Hydra's command line (--help, --cfg job and -m included).
 
-    A config that does not fit stops with one message and exit code 2 before `run` starts; `run` is given it resolved.
+    A config that does not fit stops with one message and exit code 2 before `run` starts; `run` is given it resolved,
+    after `first` was called. What it returns is what a sweep's sweeper is told.
     """
 
     def decorate(run: Run) -> Callable[[], None]:
         @functools.wraps(run)
-        def job(cfg: DictConfig) -> None:
+        def job(cfg: DictConfig) -> Any:
             with told(config_name):
+                first()
                 OmegaConf.resolve(cfg)
-                run(cfg)
+                return run(cfg)
 
         def main() -> None:
             with told(config_name):
-                check_command_line(get_args_parser().parse_args(), config_name, conf)
+                args = get_args_parser().parse_args()
+                check_command_line(args, config_name, conf)
+                sys.argv += left_to_search(args, config_name, conf)
             hydra.main(version_base="1.3", config_path=str(conf.absolute()), config_name=config_name)(job)()
 
         return main
@@ -51,16 +58,35 @@ def verb(config_name: str, conf: Path = CONF) -> Callable[[Run], Callable[[], No
 
 def compose(config_name: str, overrides: Sequence[str] = (), conf: Path = CONF) -> DictConfig:
     """The resolved config that the verb `config_name` runs with; ValueError or Hydra's error where it does not fit."""
-    cfg = checked(config_name, list(overrides), conf.absolute(), complete=True)
-    before = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(cfg)
-    try:
+    with known_to_hydra(checked(config_name, list(overrides), conf.absolute(), complete=True)) as cfg:
         with open_dict(cfg):
             del cfg["hydra"]
         OmegaConf.resolve(cfg)
+    return cfg
+
+
+@contextmanager
+def known_to_hydra(cfg: DictConfig) -> Iterator[DictConfig]:
+    """Meanwhile ${hydra:...} is what the config says."""
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(cfg)
+    try:
+        yield cfg
     finally:
         HydraConfig.instance().cfg = before
-    return cfg
+
+
+def digest(text: str) -> str:
+    """A folder's name for a job: short, the same for the same overrides, and another for others."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+OmegaConf.register_new_resolver("digest", digest, replace=True)  # ${digest:${hydra:job.override_dirname}}
+
+
+def is_sweep() -> bool:
+    """Whether Hydra runs this process's job as one of several."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 def save(cfg: DictConfig, path: str | Path) -> None:
@@ -80,18 +106,31 @@ def check_command_line(args: Namespace, config_name: str, conf: Path) -> None:
     """Refuse a command line whose config does not fit; each job of a sweep is checked before the first one runs."""
     if args.hydra_help or args.shell_completion or args.info or args.experimental_rerun:
         return
+    if not args.multirun:
+        sweeps.refuse_one_job(command_line.parse(args.overrides))
     also = [f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"] if args.config_dir else []
     folder = Path(args.config_path or conf).absolute()
-    for job in jobs(args.overrides) if args.multirun else [args.overrides]:
+    for job in sweeps.jobs(command_line.parse(args.overrides)) if args.multirun else [args.overrides]:
         checked(args.config_name or config_name, [*also, *job], folder, complete=not (args.help or args.cfg))
 
 
-def jobs(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """The overrides of each job of a sweep over listed values; a search over ranges is left to its sweeper."""
-    parsed = parse(overrides)
-    if all(o.is_discrete_sweep() for o in parsed if o.is_sweep_override()):
-        for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
-            yield from batch
+def left_to_search(args: Namespace, config_name: str, conf: Path) -> list[str]:
+    """Overrides with which a search that was stopped runs what is left of it; none where there is no such search."""
+    parsed = command_line.parse(args.overrides)
+    if not args.multirun or not sweeps.is_search(parsed):
+        return []
+    typed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+    with (
+        initialized(conf.absolute(), args.config_name or config_name),
+        known_to_hydra(hydra.compose(config_name, typed, return_hydra_config=True)) as cfg,
+    ):
+        sweeper = cfg.hydra.sweeper
+        if not sweeper.get("storage"):
+            return []
+        left, seen = sweeps.to_go(sweeper.study_name, sweeper.storage, sweeper.n_trials)
+        seed = sweeper.sampler.get("seed")
+    again = [] if seed is None else [f"hydra.sweeper.sampler.seed={seed + seen}"]  # not the draws of before once more
+    return [f"hydra.sweeper.n_trials={left}", *again]
 
 
 def checked(config_name: str, typed: list[str], conf: Path, complete: bool) -> DictConfig:
@@ -100,22 +139,22 @@ def checked(config_name: str, typed: list[str], conf: Path, complete: bool) -> D
     `complete` says whether a value that was never given (???) is refused too.
     """
     with initialized(conf, config_name):
-        parsed = parse(typed)
-        refuse_sweeps(parsed)
-        folders = [conf, *search_folders(parsed)]
-        choices = [o for o in parsed if is_choice(o, folders)]
-        refuse_unknown_options(choices, folders)
+        parsed = command_line.parse(typed)
+        command_line.refuse_sweeps(parsed)
+        folders = [conf, *command_line.search_folders(parsed)]
+        choices = [o for o in parsed if command_line.is_choice(o, folders)]
+        command_line.refuse_unknown_options(choices, folders)
 
         base = with_choices(config_name, choices)
         values = [o for o in parsed if o not in choices]
         for o in values:
             if not o.is_add() and not o.is_force_add():
-                overrides.refuse_unknown_key(dotted(o), str(o.input_line), base, overrides.groups(folders))
+                overrides.refuse_unknown_key(command_line.dotted(o), str(o.input_line), base, overrides.groups(folders))
         cfg = hydra.compose(config_name, typed, return_hydra_config=True)
 
     tree = plain(cfg)
     for o in values:
-        overrides.refuse_stray_key(dotted(o), base, tree)
+        overrides.refuse_stray_key(command_line.dotted(o), base, tree)
     if complete:
         overrides.refuse_missing(tree, config_name, conf)
     nodes.refuse_misfits(tree)
@@ -141,62 +180,19 @@ def plain(cfg: DictConfig, resolve: bool = False) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-def parse(typed: Sequence[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(list(typed))
-
-
-def refuse_sweeps(parsed: Sequence[Override]) -> None:
-    for o in parsed:
-        if o.is_sweep_override():
-            raise ValueError(f"{o.input_line!r} gives several values: add -m to run each, or quote the value")
-
-
-def dotted(override: Override) -> str:
-    return override.key_or_group.replace("[", ".").replace("]", "")
-
-
-def search_folders(parsed: Sequence[Override]) -> list[Path]:
-    """Config folders that the command line adds to ours."""
-    added: list[Any] = [o.value() for o in parsed if o.key_or_group == "hydra.searchpath"]
-    return [Path(str(folder).removeprefix("file://")) for folders in added for folder in folders]
-
-
-def is_choice(override: Override, folders: Sequence[Path]) -> bool:
-    """Whether an override picks an option of a group and sets no value; what is Hydra's own counts as picked."""
-    name = override.key_or_group
-    is_group = any((folder / name).is_dir() for folder in folders)
-    return "/" in name or name.startswith("hydra.") or (is_group and not isinstance(override.value(), dict))
-
-
-def refuse_unknown_options(choices: Sequence[Override], folders: Sequence[Path]) -> None:
-    for o in choices:
-        if not o.key_or_group.startswith("hydra") and not o.is_delete():
-            for option in picked(o):
-                overrides.refuse_unknown_option(o.key_or_group, option, folders, o.package or "")
-
-
-def picked(choice: Override) -> list[str]:
-    value: Any = choice.value()
-    return [str(option) for option in (value if isinstance(value, list) else [value]) if option is not None]
-
-
 def with_choices(config_name: str, choices: Sequence[Override]) -> dict[str, Any]:
     """The config with the options that were picked; ValueError where one is picked for a place that has none."""
     try:
         base = hydra.compose(config_name, [str(o.input_line) for o in choices])
     except ConfigCompositionException as error:
-        raise ValueError(misplaced(config_name, choices) or message(error)) from error
+        told = (
+            command_line.uninstalled(error)
+            or command_line.misplaced(config_name, choices)
+            or command_line.unknown_to_hydra(config_name, choices)
+        )
+        raise ValueError(told or message(error)) from error
     placed = plain(hydra.compose(config_name, [str(o.input_line) for o in choices if not o.is_add()]))
     for o in choices:
         if o.is_add() and set(plain(base)) - set(placed):
             raise ValueError(f"{config_name} has no place for {o.input_line!r}")
     return plain(base)
-
-
-def misplaced(config_name: str, choices: Sequence[Override]) -> str | None:
-    known = hydra.compose(config_name, return_hydra_config=True).hydra.runtime.choices
-    for o in choices:
-        wanted = [overrides.chosen_as(o.key_or_group, option, known) for option in picked(o)]
-        if o.package is None and o.key_or_group not in known and wanted and wanted[0]:
-            return f"{o.input_line!r} has no place in {config_name}; did you mean {wanted[0]!r}?"
-    return None

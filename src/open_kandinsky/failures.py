@@ -16,6 +16,10 @@ from pathlib import Path
 
 PACKAGE = str(Path(__file__).parent)
 REFUSED, INTERRUPTED = 2, 130  # exit codes
+# What gloo, NCCL and torch's store say to those who waited for a process that has died.
+GONE = ("Connection (closed|reset) by", "Socket (Timeout|closed)", "Broken pipe", "remote process (exited|has)")
+MEMORY = "where the system killed it, memory is short: lower data.workers, data.shuffle_buffer or data.batch_size"
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start it again
 
 
 @contextmanager
@@ -51,7 +55,7 @@ def message(error: BaseException) -> str | None:
         return about_a_file(error)
     if isinstance(error, (ValueError, FloatingPointError)) and raised_by_us(error):
         return str(error)
-    return from_a_worker(error)
+    return from_a_worker(error) or about_another_process(error)
 
 
 def is_about_the_config(error: BaseException) -> bool:
@@ -64,7 +68,7 @@ def is_about_the_config(error: BaseException) -> bool:
 
 def about_a_file(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error.strerror)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error.strerror)
     kept = "; nothing was overwritten" if full else ""
     return f"{where}{error.strerror}{kept}"
 
@@ -88,3 +92,15 @@ def from_a_worker(error: BaseException) -> str | None:
     files = re.findall(r'File "(.+?)", line \d+', text)
     ours = isinstance(error, ValueError) and bool(files) and files[-1].startswith(PACKAGE)
     return text.strip().splitlines()[-1].partition(": ")[2] if ours or isinstance(error, OSError) else None
+
+
+def about_another_process(error: BaseException) -> str | None:
+    """What torch says when a loader's worker or another process of the run has died, and what that means."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, RuntimeError):
+        return None
+    if worker := re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (?:is |exited )(.*)", text):
+        return f"a data worker (process {worker[1]}) died, {worker[2].rstrip('. ')}; {MEMORY}"
+    if re.search("|".join(GONE), text):
+        return f"another process of this run is gone: what it said, here or in its own log, is the cause ({text[:200]})"
+    return None

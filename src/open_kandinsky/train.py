@@ -2,28 +2,37 @@
 
 open-kandinsky train experiment=prior_toy
 open-kandinsky train experiment=decoder_toy trainer=gpu stage.optimizer.lr=3e-4 data.path=/data/latents
+open-kandinsky train experiment=prior_toy run_dir=runs/prior resume=auto       begins, or goes on where it was killed
 """
 
 import logging
 import os
+import sys
 import warnings
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
-from lightning import LightningModule, Trainer, seed_everything
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from open_kandinsky import configuration
+from open_kandinsky import atomic, configuration, failures
+from open_kandinsky.callbacks import loggers
 from open_kandinsky.callbacks.ema import EMA
+from open_kandinsky.callbacks.preemption import Preempted, Preemption
+from open_kandinsky.networks.division import gathered
+from open_kandinsky.runs import failing, folder, initial, launch, slurm
 from open_kandinsky.weights import store
+from open_kandinsky.weights.part import PARTS
 
 make = partial(instantiate, _convert_="all")  # lists and dicts, no configs
 
 CHATTER = (  # Lightning's, which a person who trains can do nothing about
-    ".*Experiment logs directory.*exists and is not empty",  # History keeps what the logger deletes
     ".*Checkpoint directory.*exists and is not empty",
     ".*The number of training batches.*is smaller than the logging interval",
     ".*dataloader.*does not have many workers",
@@ -31,7 +40,7 @@ CHATTER = (  # Lightning's, which a person who trains can do nothing about
     ".*LeafSpec.*is deprecated",
     ".*Total length of `list` across ranks is zero",  # no validation set
     ".*has been configured to not save checkpoints",
-    ".*`lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`",
+    ".*FSDP2-wrapped module.*returned a view tensor",  # nothing of ours writes into one
 )
 
 
@@ -39,22 +48,65 @@ def train(cfg: DictConfig) -> Path:
     """Run one training; returns the run's folder, which holds config.yaml, checkpoints and weights.safetensors."""
     hush()
     check_devices(cfg.trainer)
+    slurm.check_tasks(cfg.trainer.devices, cfg.trainer.get("num_nodes", 1))
     check_length(cfg.trainer)
-    check_resume(cfg.resume)
-    run_dir = claim(Path(cfg.run_dir), resuming=cfg.resume is not None)
+    run_dir, is_first = Path(cfg.run_dir), launch.rank() == 0
+    checkpoint = folder.start(run_dir, cfg.resume, is_first=is_first)
+    with ExitStack() as stack:
+        if is_first:
+            stack.enter_context(folder.held(run_dir))
+            atomic.remove_leftovers(run_dir)
+        callbacks: dict[str, Any] = make(cfg.callbacks)
+        for callback in callbacks.values():
+            if isinstance(callback, Preemption):
+                stack.enter_context(callback.listening())
+        fit(cfg, run_dir, checkpoint, list(callbacks.values()))
+    return run_dir
+
+
+def fit(cfg: DictConfig, run_dir: Path, checkpoint: Path | None, callbacks: list[Callback]) -> None:
+    """Train from the checkpoint, or from the beginning, to the end; and write the weights."""
     seed_everything(cfg.seed, workers=True, verbose=False)
     data, stage = make(cfg.data), make(cfg.stage)
-    callbacks: dict[str, Any] = make(cfg.callbacks)
-    trainer = make(cfg.trainer)(callbacks=list(callbacks.values()), logger=make(cfg.logger), default_root_dir=run_dir)
-    configuration.save(cfg, run_dir / "config.yaml")
+    if cfg.init is not None and checkpoint is None:
+        initial.fill(stage.network, part_of(cfg.stage), cfg.init)
+    trainer = make_trainer(cfg, callbacks, make_logger(cfg.logger, checkpoint))
+    with failing.together(trainer, run_dir), launch.known_to_children(run_dir):
+        run(trainer, stage, data, cfg, checkpoint)
+
+
+def run(trainer: Trainer, stage: Any, data: Any, cfg: DictConfig, checkpoint: Path | None) -> None:
+    """What every process does, from the config that the first one writes to the weights."""
+    run_dir = Path(cfg.run_dir)
+    if trainer.is_global_zero:
+        folder.keep_record(run_dir, configuration.plain(cfg, resolve=True))
+        configuration.save(cfg, run_dir / "config.yaml")
     for logger in trainer.loggers:
         logger.log_hyperparams(configuration.plain(cfg, resolve=True))
     if any(parameter.requires_grad for parameter in stage.network.parameters()):
-        trainer.fit(stage, datamodule=data, ckpt_path=cfg.resume, weights_only=True)
+        trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if trainer.checkpoint_callback is not None:
-            trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")  # the callback's may be some steps old
+            trainer.save_checkpoint(run_dir / folder.CHECKPOINTS / folder.LAST)  # the callback's may be some steps old
     export(trainer, stage, run_dir)
-    return run_dir
+
+
+def make_trainer(cfg: DictConfig, callbacks: list[Callback], logger: Logger | None) -> Trainer:
+    """Lightning's own requeue for SLURM is off: it saves in the middle of a step. `Preemption` does what it would."""
+    made = make(cfg.trainer)
+    given = made.keywords.get("plugins") or []
+    plugins = [*(given if isinstance(given, list) else [given])]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return made(callbacks=callbacks, logger=logger, default_root_dir=cfg.run_dir, plugins=plugins)
+
+
+def make_logger(cfg: DictConfig | None, checkpoint: Path | None) -> Logger | None:
+    """A resumed run goes on in the logger's own run, and what it does again is not shown twice."""
+    if cfg is None or checkpoint is None:
+        return make(cfg)
+    logged = folder.logged(checkpoint)
+    known = {"id": logged["runs"].get("WandbLogger"), "purge_step": logged["step"]}
+    return make(cfg, **{key: value for key, value in known.items() if key in cfg and cfg[key] is None})
 
 
 def hush() -> None:
@@ -65,24 +117,19 @@ def hush() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def claim(run_dir: Path, *, resuming: bool) -> Path:
-    """Make the run's folder. ValueError where it holds something already, unless its run is being resumed."""
-    if not resuming and run_dir.exists() and any(run_dir.iterdir()):
-        last = run_dir / "checkpoints" / "last.ckpt"
-        go_on = f", or go on with this one: run_dir={run_dir} resume={last}" if last.is_file() else ""
-        raise ValueError(f"run_dir={run_dir} is not empty, and no run is overwritten: choose another{go_on}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    return run_dir
-
-
 def check_devices(trainer: DictConfig) -> None:
-    """ValueError where more devices are asked for than the machine has."""
+    """ValueError where more devices are asked for than the machine has, or several without a strategy for them."""
     there = {"cpu": os.cpu_count() or 1, "gpu": torch.cuda.device_count(), "cuda": torch.cuda.device_count()}
     asked, has = trainer.devices, there.get(trainer.accelerator)
     if has is not None and (has == 0 or (isinstance(asked, int) and asked > has)):
         raise ValueError(
             f"trainer.devices={asked} trainer.accelerator={trainer.accelerator}: this machine has {has}; "
             "lower trainer.devices, or choose trainer=cpu"
+        )
+    if trainer.strategy == "auto" and (trainer.get("num_nodes", 1) > 1 or asked not in (1, "auto")):
+        raise ValueError(
+            f"trainer.devices={asked} with strategy=single: choose strategy=ddp, or strategy=fsdp for sharded weights; "
+            "trainer=node takes all GPUs of this machine"
         )
 
 
@@ -94,12 +141,9 @@ def check_length(trainer: DictConfig) -> None:
         )
 
 
-def check_resume(resume: str | None) -> None:
-    """ValueError where there is no such checkpoint."""
-    if resume is not None and not Path(resume).is_file():
-        folder = next((f for f in (Path(resume), Path(resume).parent) if f.is_dir()), None)
-        found = ", ".join(sorted(str(p) for p in folder.rglob("*.ckpt"))[:5]) if folder else ""
-        raise ValueError(f"resume={resume} is no file; checkpoints there: {found or 'none'}")
+def part_of(stage: DictConfig) -> str:
+    """Which part of a system a stage trains."""
+    return next(part for part in PARTS if f".{part}." in stage._target_)
 
 
 def export(trainer: Trainer, stage: LightningModule, run_dir: Path) -> None:
@@ -107,16 +151,47 @@ def export(trainer: Trainer, stage: LightningModule, run_dir: Path) -> None:
     averages = [callback for callback in cast(Any, trainer).callbacks if isinstance(callback, EMA) and callback.average]
     for average in averages:
         average.exchange(stage)
+    network: Any = stage.network
+    state = gathered(network.state_dict())
     if trainer.is_global_zero:
-        network: Any = stage.network
-        store.write(run_dir / store.WEIGHTS, network.state_dict())
+        store.write(run_dir / store.WEIGHTS, state)
     for average in averages:
         average.exchange(stage)
 
 
-@configuration.verb("train")
-def main(cfg: DictConfig) -> None:
-    print(f"trained: {train(cfg)}")
+def leave(stop: Preempted, cfg: DictConfig) -> None:
+    """Say what was saved and how to go on, have SLURM start the job again, and exit with code 75."""
+    loggers.finish()
+    if launch.rank() == 0:
+        go_on = f"go on with the same command and run_dir={cfg.run_dir} resume=auto"
+        print(f"open-kandinsky train: {stop}; {go_on}", file=sys.stderr, flush=True)
+        if (job := slurm.job()) and cfg.resume == folder.AUTO:
+            print(f"open-kandinsky train: {slurm.requeue(job)}", file=sys.stderr, flush=True)
+    raise SystemExit(failures.PREEMPTED)
+
+
+def trained(cfg: DictConfig) -> float | None:
+    """Train, say so, and return the figure that a sweep compares runs by; None where there is none.
+
+    In a sweep, a training that diverged has none, and the sweep goes on.
+    """
+    try:
+        run_dir = train(cfg)
+        if launch.rank() == 0:
+            print(f"trained: {run_dir}")
+    except Preempted as stop:
+        leave(stop, cfg)
+    except FloatingPointError as error:
+        if not (cfg.objective and configuration.is_sweep()):
+            raise
+        print(f"open-kandinsky train: {error}", file=sys.stderr, flush=True)
+        return None
+    return folder.figure(Path(cfg.run_dir), cfg.objective) if cfg.objective else None
+
+
+@configuration.verb("train", first=launch.agree)
+def main(cfg: DictConfig) -> float | None:
+    return trained(cfg)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,76 @@
-"""The metrics of before a resume."""
+"""What a run has logged, through kills and resumes."""
 
-import csv
-from pathlib import Path
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
+
+from open_kandinsky.callbacks.curves import Curves, Row
+
+KEY = "history"  # in a checkpoint
 
 
 class History(Callback):
-    """Keeps the rows of metrics.csv up to the step that a run goes on from: CSVLogger alone would delete them all."""
+    """Puts into each checkpoint what a resumed run needs to go on with its curves, and takes it from there.
 
-    def __init__(self, *, path: str) -> None:
-        self.path = Path(path)
-        self.text = self.path.read_text() if self.path.is_file() else ""
+    - `runs`: each logger's own name of the run, so that the same one is gone on with
+    - `figures`: the last value of everything that was logged, by which a sweep compares runs
+    - `row`: what is logged at this step, but after the checkpoint is written
+    """
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put back what the logger has just deleted: the checkpoint may still turn out to be unreadable."""
-        if self.text and trainer.is_global_zero:
-            self.path.write_text(self.text)
+    def __init__(self) -> None:
+        self.figures: dict[str, float] = {}
+        self.row: dict[str, int | float] = {}
+        self.resumed, self.begun = False, False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.figures |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        runs = {type(logger).__name__: str(logger.version) for logger in trainer.loggers}
+        known = {"step": trainer.global_step, "runs": runs, "figures": self.figures}
+        checkpoint[KEY] = {**known, "row": row_to_come(trainer) if self.begun else {}}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        kept = checkpoint.get(KEY, {"figures": {}, "row": {}})
+        self.figures, self.row, self.resumed = kept["figures"], kept["row"], True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begun = True
+        self._go_on(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Of a run that was killed after its last step, none is trained."""
+        if not self.begun:
+            self._go_on(trainer)
+
+    def _go_on(self, trainer: Trainer) -> None:
+        """Rows of what is done again are not there twice, and no row is missing."""
         for logger in trainer.loggers:
-            if self.text and trainer.is_global_zero and isinstance(logger, CSVLogger):
-                rows = csv.DictReader(self.text.splitlines())
-                logger.experiment.metrics[:0] = [row for row in rows if int(row["step"]) < trainer.global_step]
-                self.path.unlink()
-                logger.save()
+            if isinstance(logger, Curves):
+                logger.keep(lambda row: int(str(row["step"])) < trainer.global_step)
+                if self.row and not any(is_same(row, self.row) for row in logger.rows()):
+                    step, figures = int(self.row["step"]), {k: v for k, v in self.row.items() if k != "step"}
+                    logger.log_metrics(figures, step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Where a run ended at a step with a validation, Lightning counts that step's row twice when it goes on."""
+        if self.resumed:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+            self.resumed = False
+
+
+def row_to_come(trainer: Trainer) -> dict[str, int | float]:
+    """What Lightning logs of the present step once the callbacks, which write checkpoints, have ended.
+
+    Without it, a run killed between the two would lack that row: it goes on from the step after.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    batches: Any = loop.batch_progress.total
+    connector = trainer._logger_connector  # what is about to be logged is known to nobody else
+    if batches.processed == batches.completed or not connector.should_update_logs:
+        return {}
+    figures = {name: float(value) for name, value in connector.metrics["log"].items()}
+    return figures and {"epoch": trainer.current_epoch, **figures, "step": loop._batches_that_stepped}
+
+
+def is_same(row: Row, other: Row) -> bool:
+    """Whether a row of the file is of that step and has those figures."""
+    return int(str(row["step"])) == other["step"] and all(row.get(name) for name in other)

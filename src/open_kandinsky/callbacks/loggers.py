@@ -1,23 +1,32 @@
 """Loggers that need a package of their own."""
 
+import sys
 from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 
-def wandb(*, project: str, name: str, save_dir: str, offline: bool, **options: Any) -> WandbLogger:
-    """Weights & Biases; `options` are wandb.init's. A second run in one process, as in a sweep, is a run of its own."""
+def wandb(*, project: str, name: str, save_dir: str, offline: bool, id: str | None, **options: Any) -> WandbLogger:
+    """Weights & Biases; `options` are wandb.init's. A second run in one process, as in a sweep, is a run of its own.
+
+    `id` is that of a run to go on with; where wandb does not know it, a run begins that bears it.
+    """
     require("wandb")
-    import wandb
-
-    wandb.finish()
-    return WandbLogger(project=project, name=name, save_dir=save_dir, offline=offline, **options)
+    finish()
+    return WandbLogger(project=project, name=name, save_dir=save_dir, offline=offline, id=id, resume="allow", **options)
 
 
-def tensorboard(*, save_dir: str, name: str, version: str, **options: Any) -> TensorBoardLogger:
+def tensorboard(*, save_dir: str, name: str, version: str, purge_step: int | None, **options: Any) -> TensorBoardLogger:
+    """TensorBoard; of what the folder holds already, points from `purge_step` on are not shown."""
     require("tensorboard")
-    return TensorBoardLogger(save_dir, name=name, version=version, **options)
+    return TensorBoardLogger(save_dir, name=name, version=version, purge_step=purge_step, **options)
+
+
+def finish() -> None:
+    """Let wandb, where this process has used it, send what it still holds."""
+    if (used := sys.modules.get("wandb")) is not None:
+        used.finish()
 
 
 def require(package: str) -> None:

@@ -1,0 +1,175 @@
+"""A run's folder: begun or gone on with, held by one run at a time, and what has changed since it began."""
+
+import fcntl
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from open_kandinsky import atomic
+from open_kandinsky.weights import checkpoint_folder
+
+AUTO = "auto"
+NOW = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"  # how conf/train.yaml names a folder
+CHECKPOINTS, LAST = "checkpoints", "last.ckpt"
+
+# Keys, and what is below them, that change what a run computes.
+DECIDE = (
+    *("seed", "dims", "data", "stage", "callbacks.ema", "callbacks.random_numbers"),
+    *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "precision", "sync_batchnorm")),
+    *(f"trainer.{key}" for key in ("accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")),
+)
+
+
+def start(run_dir: Path, resume: str | None, *, is_first: bool) -> Path | None:
+    """Make the run's folder, in the first process; returns the checkpoint to go on from, or None where the run begins.
+
+    `resume` is a checkpoint, or "auto": the newest whole one of this folder, where it has one. ValueError where there
+    is no such checkpoint, and where a run that begins would write over something.
+    """
+    if resume not in (None, AUTO):
+        return existing(checkpoint_folder.standing(Path(str(resume))))
+    if resume == AUTO and re.search(NOW, run_dir.name) and not run_dir.exists():
+        raise ValueError(
+            f"resume=auto needs a run_dir that is the same each time, and {run_dir} is named by the clock: "
+            "set run_dir, as in run_dir=runs/decoder"
+        )
+    checkpoint = newest(run_dir / CHECKPOINTS) if resume == AUTO else None
+    if is_first:
+        if checkpoint is None:
+            refuse_to_overwrite(run_dir, resume)
+        run_dir.mkdir(parents=True, exist_ok=True)
+    return checkpoint
+
+
+def existing(checkpoint: Path) -> Path:
+    """ValueError where there is no such checkpoint, which names those that are near."""
+    if not (checkpoint.is_file() or checkpoint_folder.is_folder(checkpoint)):
+        folder = next((f for f in (checkpoint, checkpoint.parent) if f.is_dir()), None)
+        found = ", ".join(sorted(str(p) for p in folder.rglob("*.ckpt"))[:5]) if folder else ""
+        raise ValueError(f"resume={checkpoint} is no checkpoint; there are: {found or 'none'}")
+    return checkpoint
+
+
+def refuse_to_overwrite(run_dir: Path, resume: str | None) -> None:
+    """ValueError where the folder holds something, unless that is a run which ended before its first checkpoint."""
+    there = [path.name for path in run_dir.glob("[!.]*")]
+    if not there or (resume == AUTO and "config.yaml" in there):
+        return
+    if resume == AUTO:
+        raise ValueError(f"run_dir={run_dir} holds no run to go on with, but other files: choose another")
+    last = run_dir / CHECKPOINTS / LAST
+    go_on = f", or go on with this one: run_dir={run_dir} resume={last}" if last.exists() else ""
+    raise ValueError(f"run_dir={run_dir} is not empty, and no run is overwritten: choose another{go_on}")
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint that was written last, among those that are whole; None where there is none at all.
+
+    By time and not by step: who went back to an earlier checkpoint wants what has come of that. ValueError where none
+    is whole.
+    """
+    stood = {checkpoint_folder.standing(path) for path in [*folder.glob("[!.]*.ckpt"), folder / LAST]}
+    found = sorted((p for p in stood if p.exists()), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for checkpoint in found:
+        if head(checkpoint) is not None:
+            return checkpoint
+        rank_zero_warn(f"{checkpoint} is no whole checkpoint and is passed over")
+    if found:
+        raise ValueError(f"{folder}: none of {len(found)} checkpoint(s) opens; remove them to begin anew")
+    return None
+
+
+def head(checkpoint: Path) -> dict[str, Any] | None:
+    """What a checkpoint says of itself, tensors left on the disk; None where it is not whole."""
+    if checkpoint.is_dir() and not checkpoint_folder.is_folder(checkpoint):
+        return None
+    try:
+        file = checkpoint / checkpoint_folder.META if checkpoint.is_dir() else checkpoint
+        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        return None
+
+
+def logged(checkpoint: Path) -> dict[str, Any]:
+    """What callbacks.history put into a checkpoint: the loggers' names of the run, and the last figures."""
+    return (head(checkpoint) or {}).get("history", {"step": 0, "runs": {}, "figures": {}})
+
+
+def figure(run_dir: Path, name: str) -> float:
+    """The last value of a figure that a run has logged. ValueError where it logged none of that name."""
+    figures = logged(run_dir / CHECKPOINTS / LAST)["figures"]
+    if name not in figures:
+        there = ", ".join(sorted(figures)) or "nothing, or callbacks.checkpoint or callbacks.history is off"
+        raise ValueError(f"objective={name}: {run_dir} logged no such figure; it logged {there}")
+    return figures[name]
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """This process alone writes to the folder until the block ends. ValueError where another one does.
+
+    The system gives back what a killed process held, on all machines that share the folder. A file system without
+    locks lets everybody in.
+    """
+    path = run_dir / ".lock"
+    with open(path, "a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise ValueError(f"run_dir={run_dir}: another process is training there; choose another run_dir") from error
+        except OSError:
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def recorded(run_dir: Path) -> dict[str, Any] | None:
+    """The config of the folder's run so far; None where it begins. ValueError where the file is damaged."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        return None
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: damaged ({error}); remove it to go on without") from error
+
+
+def keep_record(run_dir: Path, now: Mapping[str, Any]) -> None:
+    """Before another config takes its place: warn of what changes the numbers, and keep the one of before."""
+    before = recorded(run_dir)
+    if before is None:
+        return
+    differ = changes(before, now)
+    if differ.keys() - {"resume"}:
+        number = len(list(run_dir.glob("config.*.yaml"))) + 1
+        atomic.write(run_dir / f"config.{number}.yaml", (run_dir / "config.yaml").read_bytes())
+    if told := [text for key, text in differ.items() if decides(key)]:
+        rank_zero_warn(f"{run_dir}: this run goes on with other settings than before: {', '.join(told)}")
+
+
+def decides(key: str) -> bool:
+    return f"{key}.".startswith(tuple(f"{decisive}." for decisive in DECIDE))
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """By dotted key, "key: old -> new" of every value that differs."""
+    one, other = leaves(before), leaves(now)
+    keys = [*one, *(key for key in other if key not in one)]
+    return {k: f"{k}: {one.get(k)} -> {other.get(k)}" for k in keys if one.get(k) != other.get(k)}
+
+
+def leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """The values of nested mappings by dotted key; a list is a value."""
+    if not isinstance(tree, Mapping):
+        return {path: tree}
+    below = [leaves(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
+    return {key: value for found in below for key, value in found.items()}
