@@ -1,4 +1,4 @@
-"""Watches a run: gradient norms, and the first number that is none."""
+"""Watches a run's numbers: gradient norms, and the first number that is none."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -9,47 +9,71 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from open_kandinsky.callbacks.finite import AtOnce, Check, Later, Seen, first_unfinite
+from open_kandinsky.callbacks.phases import logs_now
+from open_kandinsky.networks.division import whole
+
 
 class Health(Callback):
-    """Logs the gradient's norm, and stops at a loss or a gradient that is not finite, before a weight has moved."""
+    """Logs each optimiser's gradient norm, and stops at a loss, gradient or weight that is not finite.
 
-    def __init__(self, *, every: int) -> None:
-        self.every = every
+    On the CPU it stops before a weight has moved. On a GPU that would take a wait for the GPU at every step: it stops
+    one step later, and before a checkpoint is written, a validation begins or the training ends. No checkpoint holds
+    weights that are not finite.
+    """
+
+    def __init__(self) -> None:
         self.keys: list[str] = []
+        self.check: Check = AtOnce()
+        self.norms: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.check = AtOnce() if pl_module.device.type == "cpu" else Later()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Under manual optimisation Lightning may not see every step; torch does."""
         if not pl_module.automatic_optimization:
-            for optimizer in trainer.optimizers:
-                optimizer.register_step_pre_hook(partial(self._before_step, trainer))
+            for at, optimizer in enumerate(trainer.optimizers):
+                optimizer.register_step_pre_hook(partial(self._before_step, trainer, "" if at == 0 else f"_{at + 1}"))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.keys = list(batch["key"])
+        self.keys, self.norms = list(batch["key"]), {}
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        self._refuse("loss", loss, trainer.global_step)
+        self._see("loss", loss, trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        norm = self._check(optimizer, trainer)
-        if trainer.global_step % self.every == 0:
-            pl_module.log("train/gradient_norm", norm)
+        if pl_module.automatic_optimization:
+            self._before_step(trainer, "", optimizer)
 
-    def _before_step(self, trainer: Trainer, optimizer: Optimizer, *_: Any) -> None:
-        self._check(optimizer, trainer)
+    def _before_step(self, trainer: Trainer, suffix: str, optimizer: Optimizer, *_: Any) -> None:
+        norm = whole(torch.nn.utils.get_total_norm(_gradients(optimizer)))
+        self.norms[f"train/gradient_norm{suffix}"] = norm
+        self._see("gradient norm", norm, trainer)
 
-    def _check(self, optimizer: Optimizer, trainer: Trainer) -> Tensor:
-        norm = torch.nn.utils.get_total_norm(_gradients(optimizer))
-        self._refuse("gradient norm", norm, trainer.global_step)
-        return norm
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if logs_now(trainer):
+            pl_module.log_dict(self.norms)
 
-    def _refuse(self, name: str, value: Tensor, step: int) -> None:
-        if not bool(torch.isfinite(value)):
-            shown = ", ".join(self.keys[:8]) + (", ..." if len(self.keys) > 8 else "")
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.check.settle()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.check.settle()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Before the file is begun."""
+        self.check.settle()
+        wrong = first_unfinite(pl_module.named_parameters())
+        if not trainer.strategy.reduce_boolean_decision(wrong is None):  # so that no process waits for one that stopped
             raise FloatingPointError(
-                f"{name} is {float(value.detach())} at step {step}, in the batch of {len(self.keys)} samples {shown}; "
-                "no weight was changed by it, and the last checkpoint is as it was. Look at these samples, or lower "
-                "stage.optimizer.lr, or set trainer.gradient_clip_val"
+                f"{wrong or 'a part in another process'} has numbers that are not finite after step "
+                f"{trainer.global_step}, though losses and gradients were; the last checkpoint is as it was. "
+                "Lower stage.optimizer.lr"
             )
+
+    def _see(self, name: str, value: Tensor, trainer: Trainer) -> None:
+        self.check.see(value, Seen(name, trainer.global_step, self.keys))
 
 
 def _gradients(optimizer: Optimizer) -> Iterable[Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from open_kandinsky.diffusion.denoise import denoiser
+from open_kandinsky.diffusion.draws import ALONE
 from open_kandinsky.diffusion.guidance import guide
 from open_kandinsky.diffusion.noise import PerImageNoise
 from open_kandinsky.diffusion.samplers import named
@@ -43,13 +44,15 @@ class Drawings:
         self.sampler, self.steps, self.scale = named(sampler), steps, scale
 
     def __call__(self, stage: Any, batch: Mapping[str, Any]) -> Float[Tensor, "2 b 3 h w"]:
-        z = torch.stack([batch["z"], stage.network.standardise.inverse(self.sample(stage, batch))])
+        z = torch.stack(
+            [batch["z"], stage.network.standardise.inverse(self.sample(stage, batch, range(len(batch["z"]))))]
+        )
         return torch.stack([self.visible(stage.network, each) for each in z])
 
-    def sample(self, stage: Any, batch: Mapping[str, Any]) -> Float[Tensor, "b c h w"]:
-        """Guided latents, standardised; each sample has noise of its own, the same at every preview."""
-        z, b = stage.network.standardise(batch["z"]), len(batch["z"])
-        beside = torch.cat([stage.beside(z)] * 2)
+    def sample(self, stage: Any, batch: Mapping[str, Any], seeds: Sequence[int]) -> Float[Tensor, "b c h w"]:
+        """Guided latents, standardised; each sample has noise of its own, the same every time."""
+        z = stage.network.standardise(batch["z"])
+        beside = torch.cat([stage.beside(z, ALONE)] * 2)
         conditions = {name: batch[name] for name in ("image_emb", "text_tokens", "text_emb")}
         doubled = [torch.cat([x, getattr(stage.null, name).expand_as(x)]) for name, x in conditions.items()]
         context = stage.network.context(*doubled)
@@ -58,7 +61,7 @@ class Drawings:
             return stage.network(torch.cat([x_t, beside], dim=1), t, context)
 
         denoise = guide(denoiser(output, stage.parameterisation, stage.alpha_bar), self.scale)
-        noise = PerImageNoise(range(b), z.shape[1:], z.device)
+        noise = PerImageNoise(seeds, z.shape[1:], z.device)
         return self.sampler(denoise, next(noise), stage.alpha_bar, self.steps, noise)
 
     def visible(self, network: Any, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hp wp"]:

@@ -1,0 +1,1 @@
+"""What tells whether a training goes well, beside its loss."""
