@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart coco eval-needs eval-coco eval-priors eval-selfcheck test test-all check
+.PHONY: help setup quickstart coco eval-needs eval-coco eval-priors eval-selfcheck bench memory test test-all check
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -46,11 +46,17 @@ eval-priors: eval-needs $(VENV)/.setup  ## the paper's Table 3 and its FID-CLIP 
 eval-selfcheck: $(VENV)/.setup  ## needs a network: published pictures score as published
 	$(RUN) -m open_kandinsky.selfcheck $(ARGS)
 
+bench: $(VENV)/.setup-dev  ## every claim of speed, measured: [ONLY=loader QUICK=1 GATE=1]
+	$(RUN) benchmarks/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(if $(GATE),--gate)
+
+memory: $(VENV)/.setup  ## what a training costs, counted: ARGS="experiment=kandinsky21/decoder_256 ..."
+	$(RUN) benchmarks/cost.py $(ARGS)
+
 test: $(VENV)/.setup-dev  ## the quick tests
 	$(RUN) -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/.setup-dev  ## the slow tests too
-	$(RUN) -m pytest -m "not gpu"
+	$(RUN) -m pytest -n 2 -m "not gpu"
 
 check: $(VENV)/.setup-dev  ## lint, format and types
 	$(RUN) -m ruff check

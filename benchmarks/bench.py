@@ -1,0 +1,75 @@
+"""Every claim of speed, measured: a process for each file of claims/, the table here, results.json at the end.
+
+    make bench                     all of them
+    make bench ONLY=decoder        the files whose names begin so; the other entries of results.json stay
+    make bench QUICK=1             small sizes: to see that all of it runs. No result is written
+    make bench GATE=1              fails where a ratio is under 0.8 of baseline.json's
+
+Close other programs first: a ratio of two programs that take turns stands a busy machine better than seconds do, and
+not well.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from open_kandinsky import atomic
+
+HERE = Path(__file__).parent
+RESULTS, BASELINE = HERE / "results.json", HERE / "baseline.json"
+LOSS = 0.8  # of a baseline's ratio, before the gate closes: medians of seven turns differ by less
+
+Entry = dict[str, Any]
+
+
+def chosen(only: str | None) -> list[Path]:
+    """ValueError for a name that no file of claims has."""
+    files = sorted((HERE / "claims").glob("*.py"))
+    found = [file for file in files if file.stem.startswith(only or "")]
+    if not found:
+        raise ValueError(f"ONLY={only}: there are {', '.join(file.stem for file in files)}")
+    return found
+
+
+def measured(file: Path, quick: bool) -> list[Entry]:
+    """The entries of one file, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "entries.json"
+        asked = [sys.executable, str(file), "--json", str(out), *(["--quick"] if quick else [])]
+        print(f"\n{file.stem}", flush=True)
+        subprocess.run(asked, check=True, env=None)
+        return [entry | {"of": file.stem} for entry in json.loads(out.read_text())]
+
+
+def read(path: Path) -> list[Entry]:
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def losses(entries: list[Entry], baseline: list[Entry]) -> list[str]:
+    """The claims whose ratio has fallen."""
+    before = {entry["claim"]: entry["ratio"] for entry in baseline if entry["ratio"]}
+    pairs = [(entry, before[entry["claim"]]) for entry in entries if entry["ratio"] and entry["claim"] in before]
+    return [f"{e['claim']}: {e['ratio']:.2f}x, was {was:.2f}x" for e, was in pairs if e["ratio"] < LOSS * was]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--gate", action="store_true")
+    args = parser.parse_args()
+    files = chosen(args.only)
+    entries = [entry for file in files for entry in measured(file, args.quick)]
+    if not args.quick:
+        kept = [entry for entry in read(RESULTS) if entry["of"] not in {file.stem for file in files}]
+        atomic.write(RESULTS, json.dumps(sorted(kept + entries, key=lambda e: e["of"]), indent=2) + "\n")
+    if args.gate and (fallen := losses(entries, read(BASELINE))):
+        sys.exit("slower than baseline.json:\n" + "\n".join(fallen))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Networks of ours beside diffusers', of the same random weights."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import PriorTransformer, UNet2DConditionModel, VQModel
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from open_kandinsky import configuration
+from open_kandinsky.weights.diffusers import config, keys
+from open_kandinsky.weights.keymap import Rule
+
+
+class Pair(NamedTuple):
+    ours: Any
+    theirs: Any
+
+
+def network(*choices: str) -> tuple[Any, dict[str, Any]]:
+    """Ours as conf/ describes it, and its description."""
+    cfg: Any = configuration.compose("train", [*choices, "data.path=none"]).stage.network
+    torch.manual_seed(0)
+    return instantiate(cfg, _convert_="all").eval(), OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore
+
+
+def paired(ours: nn.Module, theirs: nn.Module, rules: Sequence[Rule]) -> Pair:
+    """No weight is zero, as after a training: a network that begins as its skips would let errors hide."""
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            if not bool(parameter.any()):
+                nn.init.normal_(parameter, std=0.02)
+    theirs.load_state_dict(keys.to_diffusers(rules, ours.state_dict()))
+    return Pair(ours, theirs.eval())
+
+
+def unet(channels: int) -> Pair:
+    """The decoder's, of 2.1's shape."""
+    chosen = ["stage=decoder", f"stage.network.channels={channels}", f"stage.network.emb={4 * channels}"]
+    ours, cfg = network(*chosen)
+    theirs = UNet2DConditionModel.from_config(config.as_unet(cfg, 32))
+    return paired(ours, theirs, keys.unet(levels=4, blocks=3))
+
+
+def prior(width: int, heads: int) -> Pair:
+    """2.1's 20 layers."""
+    ours, cfg = network("stage=prior", f"stage.network.width={width}", f"stage.network.heads={heads}")
+    theirs = PriorTransformer.from_config(config.as_prior(cfg))
+    return paired(ours, theirs, keys.prior(layers=20))
+
+
+def movq(choice: str) -> Pair:
+    ours, cfg = network("stage=movq", "sampling=none", f"network/movq={choice}")
+    theirs = VQModel.from_config(config.as_movq(cfg, 256))
+    rules = keys.movq(levels=4, blocks=cfg["blocks"], attention_levels=cfg["attention_levels"])
+    return paired(ours, theirs, rules)
+
+
+def greatest_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Over the other's greatest value."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def tensors(shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
