@@ -1,9 +1,29 @@
 """One thread, for numbers that do not depend on the machine's; and a system of every part, made once."""
 
+import multiprocessing
+from multiprocessing.context import ForkServerProcess
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory):
+    """What programs keep for later runs, such as the index of shards, is not kept by tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left():
+    """What a test has begun and, failing, not ended would be waited for at the end of all tests."""
+    yield
+    for process in multiprocessing.active_children():
+        if isinstance(process, ForkServerProcess):
+            process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -12,25 +12,30 @@ FILES = sorted(SRC.rglob("*.py"))
 MAY_IMPORT = {
     "diffusion": set(),
     "networks": set(),
-    "data": set(),
+    "data": {"claims"},
     "metrics": set(),
     "stages": {"diffusion", "networks", "data.batch"},
-    "callbacks": {"stages", "metrics", "diffusion", "networks", "data.batch"},
+    "callbacks": {"stages", "metrics", "diffusion", "networks", "data.batch", "weights"},
     "weights": {"networks"},
     "pipeline": {"networks", "diffusion", "data", "weights"},
     "modes": {"pipeline", "data"},
     "load": {"pipeline", "networks", "diffusion", "data", "weights", "stages", "configuration"},
-    "evaluation": {"pipeline", "metrics", "data", "networks", "diffusion", "weights"},
+    "evaluation": {"pipeline", "metrics", "data", "networks", "diffusion", "weights", "claims"},
+    "caching": {"data", "networks"},
     "atomic": set(),
+    "claims": set(),
     "nodes": set(),
     "failures": set(),
+    "runs": {"load", "weights"},
+    "sweeps": set(),
     "overrides": {"nodes"},
-    "configuration": {"nodes", "overrides", "failures"},
+    "command_line": {"nodes", "overrides"},
+    "configuration": {"command_line", "nodes", "overrides", "failures", "sweeps"},
 }
 VERBS = {"train", "generate", "evaluate", "judge", "selfcheck", "coco", "precompute", "quickstart", "convert", "demo"}
-MEET_HYDRA = VERBS | {"configuration", "load"}
-MEET_LIGHTNING = VERBS | {"stages", "callbacks", "data"}
-WHERE_USED = {"wandb", "gradio", "peft", "transformers", "diffusers", "tensorboard"}  # not installed for everybody
+MEET_HYDRA = VERBS | {"command_line", "configuration", "load", "sweeps"}
+MEET_LIGHTNING = VERBS | {"stages", "callbacks", "data", "runs"}
+WHERE_USED = {"wandb", "gradio", "peft", "transformers", "diffusers", "tensorboard", "optuna"}  # not everybody has them
 
 
 def room(file):

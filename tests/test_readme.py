@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from open_kandinsky import configuration
+from open_kandinsky import command_line, configuration, sweeps
 from open_kandinsky.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -25,9 +25,11 @@ def words(command):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_composes(command):
-    verb, *overrides = words(command)
+    verb, *typed = words(command)
     assert verb in VERBS
-    configuration.checked(verb, overrides, configuration.CONF, complete=False)
+    overrides = [word for word in typed if word != "-m"]
+    for job in sweeps.jobs(command_line.parse(overrides)) if "-m" in typed else [overrides]:
+        configuration.checked(verb, job, configuration.CONF, complete=False)
 
 
 def test_the_commands_were_found():

@@ -11,7 +11,7 @@ from makers.system import config
 from PIL import Image
 from safetensors.torch import load_file
 
-from open_kandinsky.data.reading import Skipped, read_samples
+from open_kandinsky.data.tars.reading import Skipped, read_samples
 from open_kandinsky.train import train
 
 SIZES = [(97, 61), (33, 200), (64, 64), (50, 51), (240, 30), (31, 32)]
