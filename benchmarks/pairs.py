@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from open_kandinsky import configuration
+from open_kandinsky.diffusion.process import before
 from open_kandinsky.weights.diffusers import config, keys
 from open_kandinsky.weights.keymap import Rule
 
@@ -52,10 +53,18 @@ def prior(width: int, heads: int) -> Pair:
 
 
 def movq(choice: str) -> Pair:
-    ours, cfg = network("stage=movq", "sampling=none", f"network/movq={choice}")
+    ours, cfg = network("stage=movq", "sampling=none", f"network/movq={choice}", "data.padding=false")
     theirs = VQModel.from_config(config.as_movq(cfg, 256))
     rules = keys.movq(levels=4, blocks=cfg["blocks"], attention_levels=cfg["attention_levels"])
     return paired(ours, theirs, rules)
+
+
+def in_float64(scheduler: Any, alpha_bar: torch.Tensor) -> Any:
+    """With our table in place of theirs of float32, whose rounding is no part of what is compared."""
+    scheduler.alphas_cumprod, scheduler.alphas = alpha_bar, alpha_bar / before(alpha_bar)
+    scheduler.betas, scheduler.one = 1 - scheduler.alphas, alpha_bar.new_ones(())
+    scheduler.final_alpha_cumprod = alpha_bar[0]
+    return scheduler
 
 
 def greatest_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:

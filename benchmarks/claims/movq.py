@@ -1,0 +1,34 @@
+"""MoVQ's encoder and decoder, Kandinsky's 67M, 256 px: against diffusers' VQModel. Same weights, same pictures."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pairs import greatest_error, movq, tensors  # noqa: E402
+from timing import Effort, Entry, compared, main  # noqa: E402
+
+
+def claims(effort: Effort) -> Iterator[Entry]:
+    pair, side = movq("movq_67m"), 64 if effort.quick else 256
+    x = tensors({"pixels": (2, 3, side, side), "z": (2, 4, side // 8, side // 8)})
+    ours = pair.ours.to(memory_format=torch.channels_last)
+    last = {name: value.to(memory_format=torch.channels_last) for name, value in x.items()}
+    turns = {
+        "encode": (lambda: ours.encode(last["pixels"]), lambda: pair.theirs.encode(x["pixels"]).latents),
+        "decode": (
+            lambda: ours.decode(last["z"]),
+            lambda: pair.theirs.decode(x["z"], force_not_quantize=True).sample,
+        ),
+    }
+    with torch.inference_mode():
+        for name, (a, b) in turns.items():
+            error = greatest_error(a(), b())
+            yield compared(f"MoVQ {name}, 67M, {side} px, 2 pictures, float32", a, b, 1.3, effort) | {"error": error}
+
+
+if __name__ == "__main__":
+    main(claims, __doc__)
