@@ -1,7 +1,7 @@
 """Sampling the prior, 25 steps with guidance, 8 captions: against diffusers' KandinskyPriorPipeline without its CLIP.
 
 Same weights, same caption states, same draws, one table of alpha_bar. The prior is causal, so the 78 positions of a caption are the same at
-every step: here they are run once, and a step runs the other three.
+every step: here they are run once, the empty caption's for all pictures, and a step runs the other three.
 """
 
 import sys
@@ -19,6 +19,7 @@ from timing import Effort, Entry, compared, main  # noqa: E402
 from open_kandinsky.diffusion.parameterisation import X0  # noqa: E402
 from open_kandinsky.diffusion.schedule import cosine  # noqa: E402
 from open_kandinsky.pipeline.diffusion import Diffusion, Sampling  # noqa: E402
+from open_kandinsky.pipeline.layer import guiding  # noqa: E402
 
 SCHEDULER = {"variance_type": "fixed_small_log", "prediction_type": "sample", "clip_sample_range": 10.0}
 GOALS = {128: 8.0, 512: 8.0, 2048: 10.0}  # by width
@@ -27,10 +28,10 @@ SAMPLING = Sampling(steps=25, scale=4.0, sampler="ddpm", clamp=10.0)
 
 
 def captions(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """States, embeddings and masks of n captions and then of n empty ones."""
+    """States, embeddings and masks of n captions and then of the empty one."""
     g = torch.Generator().manual_seed(2)
-    words = torch.cat([torch.randint(5, 30, (n,), generator=g), torch.full((n,), 2)])
-    tokens, emb = torch.randn(2 * n, 77, 768, generator=g), torch.randn(2 * n, 768, generator=g)
+    words = torch.cat([torch.randint(5, 30, (n,), generator=g), torch.tensor([2])])
+    tokens, emb = torch.randn(n + 1, 77, 768, generator=g), torch.randn(n + 1, 768, generator=g)
     return tokens, emb, torch.arange(77) < words[:, None]
 
 
@@ -40,10 +41,10 @@ def theirs(pair: Pair, tokens: torch.Tensor, emb: torch.Tensor, mask: torch.Tens
     made = {"prior": pair.theirs, "scheduler": scheduler}
     pipe = KandinskyPriorPipeline(**made, image_encoder=None, text_encoder=None, tokenizer=None, image_processor=None)
     pipe.set_progress_bar_config(disable=True)
-    swapped = [torch.cat(x.chunk(2)[::-1]) for x in (emb, tokens, mask)]
+    n = len(tokens) - 1
+    swapped = [x[[n] * n + list(range(n))] for x in (emb, tokens, mask)]
     pipe._encode_prompt = lambda *_: swapped
     pipe.get_zero_embed = lambda *_, **__: None
-    n = len(tokens) // 2
 
     def run() -> torch.Tensor:
         generator = torch.Generator().manual_seed(3)
@@ -54,12 +55,12 @@ def theirs(pair: Pair, tokens: torch.Tensor, emb: torch.Tensor, mask: torch.Tens
 
 def ours(pair: Pair, tokens: torch.Tensor, emb: torch.Tensor, mask: torch.Tensor):
     made = Diffusion(pair.ours, ALPHA_BAR, X0(), SAMPLING)
-    n = len(tokens) // 2
+    n = len(tokens) - 1
 
     def run() -> torch.Tensor:
         generator = torch.Generator().manual_seed(3)
         draws = (torch.randn(n, 768, generator=generator) for _ in iter(int, 1))
-        prefix = pair.ours.prefix(tokens, emb, mask)
+        prefix = guiding(pair.ours.prefix(tokens, emb, mask), n, guided=True)
         return made.sample(prefix, next(draws), draws, SAMPLING)
 
     return run

@@ -76,8 +76,18 @@ class CausalAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "b 1 n m"], past: KV | None
     ) -> tuple[Float[Tensor, "b n c"], KV]:
-        """`mask` is True where a position may look, over `past` and then x; returns also both' keys and values."""
-        q, *own = _heads(self.qkv(x), 3, self.heads)
-        kv = KV(*own) if past is None else _append(past, KV(*own))
-        attended = F.scaled_dot_product_attention(q, kv.k, kv.v, attn_mask=mask)
-        return self.out(rearrange(attended, "b heads n d -> b n (heads d)")), kv
+        """`mask` is True where a position may look, over `past` and then x; returns also x's keys and values."""
+        q, *both = _heads(self.qkv(x), 3, self.heads)
+        own = KV(*both)
+        attended = F.scaled_dot_product_attention(q, *own, attn_mask=mask) if past is None else _over(past, own, q, mask)
+        return self.out(rearrange(attended, "b heads n d -> b n (heads d)")), own
+
+
+def _over(
+    past: KV, own: KV, q: Float[Tensor, "b heads n d"], mask: Bool[Tensor, "b 1 n m"]
+) -> Float[Tensor, "b heads n d"]:
+    """One softmax over both, of which `past`, by far the longer, is not copied."""
+    scores = torch.cat([q @ kv.k.mT for kv in (past, own)], dim=3) * q.shape[3] ** -0.5
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(3).to(q.dtype)
+    before, here = weights.split([past.k.shape[2], own.k.shape[2]], dim=3)
+    return before @ past.v + here @ own.v

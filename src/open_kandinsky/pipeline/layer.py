@@ -58,10 +58,11 @@ class Layer:
     ) -> Float[Tensor, "b d"]:
         """Prompts to CLIP image embeddings by the prior, guided away from `negative_prompt`."""
         sampling = self.prior.sampling.but(steps=steps, scale=scale, sampler=sampler)
-        text = self.clip.encode_text([*prompts] + ([negative_prompt] * len(prompts) if sampling.scale != 1 else []))
+        guided = sampling.scale != 1
+        text = self.clip.encode_text([*prompts, *[negative_prompt] * guided])
         network = self.prior.network
         own = self._noise(seeds, len(prompts), network.standardise.mean.shape, stream=PRIOR_STREAM)
-        prefix = network.prefix(text.tokens, text.emb, text.mask)
+        prefix = guiding(network.prefix(text.tokens, text.emb, text.mask), len(prompts), guided)
         return self.prior.sample(prefix, *overridden(own, x_T, noise), sampling)
 
     @torch.inference_mode()
@@ -137,6 +138,19 @@ class Layer:
 
     def _noise(self, seeds: Sequence[int] | None, n: int, shape: Sequence[int], stream: int = 0) -> PerImageNoise:
         return PerImageNoise([seed ^ stream for seed in seeds_for(n, seeds)], shape, self.device)
+
+
+def guiding(prefix: Any, n: int, guided: bool) -> Any:
+    """A prior's prefix of n captions and the one that is guided away from, as guidance wants it: that one n times."""
+    return rows_of(prefix, [*range(n), *[n] * n]) if guided else prefix
+
+
+def rows_of(value: Any, rows: Sequence[int]) -> Any:
+    """Of each tensor in tuples of tensors."""
+    if isinstance(value, Tensor):
+        return value[rows]
+    inner = [rows_of(each, rows) for each in value]
+    return type(value)(*inner) if hasattr(value, "_fields") else tuple(inner)
 
 
 def seeds_for(n: int, seeds: Sequence[int] | None) -> Sequence[int]:
