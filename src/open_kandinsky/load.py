@@ -179,12 +179,19 @@ def network(part: Part, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def numbers(x: Tensor, dtype: torch.dtype, name: str, folder: Path) -> Tensor:
-    """In that precision. ValueError for what is no number, or becomes none."""
-    made = x.to(dtype) if x.is_floating_point() else x
-    if not bool(made.isfinite().all()):
-        cause = f"too great for {dtype}" if bool(x.isfinite().all()) else "damaged, or of a training that diverged"
+    """In that precision, convolutions in channels_last. ValueError for what is no number, or becomes none."""
+    if not x.is_floating_point():
+        return x
+    made = x.to(dtype, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
+    if not finite(made):
+        cause = f"too great for {dtype}" if finite(x) else "damaged, or of a training that diverged"
         raise ValueError(f"{folder}: {name!r} holds what is no number (NaN or infinite): {cause}")
     return made
+
+
+def finite(x: Tensor) -> bool:
+    """In one pass and without a copy, which of the largest tensor would be a part of the peak."""
+    return all(bool(end.isfinite()) for end in x.aminmax())
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from open_kandinsky.networks.attention import KV, ContextAttention
-from open_kandinsky.networks.blocks import GROUPS, FilmBlock, Upsample, zeroed
+from open_kandinsky.networks.blocks import GROUPS, FilmBlock, Upsample, channels_last, zeroed
 from open_kandinsky.networks.embedding import Standardise, TimeEmbedding
 
 
@@ -129,7 +129,7 @@ class UNet(nn.Module):
         def run(block: Any, h: Tensor) -> Tensor:
             return block(h, emb, None if block.attention is None else next(kv))
 
-        h = self.conv_in(x_t)
+        h = self.conv_in(channels_last(x_t))
         skips = [h]
         for block in self.down:
             h = run(block, h)
@@ -138,4 +138,4 @@ class UNet(nn.Module):
             h = run(block, h)
         for block in self.up:
             h = run(block, torch.cat([h, skips.pop()], dim=1))
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(F.silu(self.norm_out(h))).contiguous()

@@ -103,6 +103,16 @@ class KeyMap:
         _check(theirs, self.theirs)
         return {key: _joined(pair, theirs) for key, pair in self.pairs.items()}
 
+    def taken_over(self, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`to_ours`, which empties `theirs` on its way: no more than one tensor is held twice."""
+        _check(theirs, self.theirs)
+        ours = {}
+        for key, pair in self.pairs.items():
+            ours[key] = _joined(pair, theirs)
+            for name in pair.theirs:
+                del theirs[name]
+        return ours
+
     def to_theirs(self, ours: State) -> dict[str, Tensor]:
         """Our state dict as theirs. ValueError as in `to_ours`, and for a value that they have no place for."""
         _check(ours, self.ours)

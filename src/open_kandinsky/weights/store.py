@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from open_kandinsky import atomic
@@ -25,13 +25,23 @@ def write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] |
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Mapped into memory, not copied. ValueError if the file is not there, or is cut short."""
+    """ValueError if the file is not there, or is cut short.
+
+    The file is opened for each tensor anew: one that stays mapped is in memory beside what is made of it.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; weights are a folder with {WEIGHTS} and config.yaml")
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+        return {name: _one(path, name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error}); fetch or export it again") from error
+
+
+def _one(path: Path, name: str) -> Tensor:
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name).clone()
 
 
 def read_any(path: Path) -> dict[str, Tensor]:

@@ -171,7 +171,7 @@ def part(
 
     def read(like: State) -> Picked:
         theirs = {key: tensor for file in files for key, tensor in store.read_any(file).items()}
-        return Picked(KeyMap(rules, like).to_ours(theirs), {})
+        return Picked(KeyMap(rules, like).taken_over(theirs), {})
 
     return Part(place, tuple(files), cfg, read)
 
