@@ -35,7 +35,7 @@ def captions(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return tokens, emb, torch.arange(77) < words[:, None]
 
 
-def theirs(pair: Pair, tokens: torch.Tensor, emb: torch.Tensor, mask: torch.Tensor):
+def theirs(pair: Pair, tokens: torch.Tensor, emb: torch.Tensor, mask: torch.Tensor, steps: int = 25):
     """Their pipeline's call, given what its text encoder would have said: their order is empty captions first."""
     scheduler = in_float64(UnCLIPScheduler(**SCHEDULER), ALPHA_BAR)
     made = {"prior": pair.theirs, "scheduler": scheduler}
@@ -45,10 +45,11 @@ def theirs(pair: Pair, tokens: torch.Tensor, emb: torch.Tensor, mask: torch.Tens
     swapped = [x[[n] * n + list(range(n))] for x in (emb, tokens, mask)]
     pipe._encode_prompt = lambda *_: swapped
     pipe.get_zero_embed = lambda *_, **__: None
+    asked = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "pt"}
 
     def run() -> torch.Tensor:
         generator = torch.Generator().manual_seed(3)
-        return pipe(["a caption"] * n, guidance_scale=4.0, generator=generator, output_type="pt").image_embeds
+        return pipe(["a caption"] * n, **asked, generator=generator).image_embeds
 
     return run
 

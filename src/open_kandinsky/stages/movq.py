@@ -18,7 +18,7 @@ from open_kandinsky.stages.adversary_weight import Weight, entered
 from open_kandinsky.stages.codes import Revival, Usage, drawn
 from open_kandinsky.stages.engine import Engine
 from open_kandinsky.stages.freezing import freeze_all_but
-from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule
+from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, clippable
 from open_kandinsky.stages.penalties import Bout
 from open_kandinsky.stages.pixel_loss import PixelLoss
 from open_kandinsky.stages.processes import mean
@@ -140,6 +140,5 @@ class MoVQStage(LightningModule):
 
     def configure_optimizers(self) -> Any:
         modules = (self.network, self.discriminator)
-        made = [self.optimizer([p for p in m.parameters() if p.requires_grad]) for m in modules]
-        named = zip(("train/lr", "train/lr_adversary"), self.lr_schedules, made, strict=True)
-        return made, [{"scheduler": schedule(optimizer), "name": name} for name, schedule, optimizer in named]
+        made = [clippable(self.optimizer([p for p in m.parameters() if p.requires_grad])) for m in modules]
+        return made, [schedule(optimizer) for schedule, optimizer in zip(self.lr_schedules, made, strict=True)]

@@ -29,9 +29,19 @@ def warmup_constant(optimizer: Optimizer, *, warmup: int) -> LRScheduler:
     return LambdaLR(optimizer, lambda step: min((step + 1) / max(warmup, 1), 1))
 
 
+def clippable(optimizer: Optimizer) -> Optimizer:
+    """The same, whose gradients may be clipped in mixed precision.
+
+    Lightning refuses to clip for a fused optimiser, which could unscale gradients itself. Here a scaler does that, where
+    there is one: in bf16 there is none.
+    """
+    optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
+    return optimizer
+
+
 def stepwise(
     parameters: Iterable[nn.Parameter], optimizer: MakeOptimizer, lr_schedule: MakeSchedule
 ) -> OptimizerLRScheduler:
     """For `configure_optimizers`: the rate moves every step, not every epoch."""
-    made = optimizer([p for p in parameters if p.requires_grad])
-    return {"optimizer": made, "lr_scheduler": {"scheduler": lr_schedule(made), "interval": "step", "name": "train/lr"}}
+    made = clippable(optimizer([p for p in parameters if p.requires_grad]))
+    return {"optimizer": made, "lr_scheduler": {"scheduler": lr_schedule(made), "interval": "step"}}
