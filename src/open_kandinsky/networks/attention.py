@@ -79,7 +79,9 @@ class CausalAttention(nn.Module):
         """`mask` is True where a position may look, over `past` and then x; returns also x's keys and values."""
         q, *both = _heads(self.qkv(x), 3, self.heads)
         own = KV(*both)
-        attended = F.scaled_dot_product_attention(q, *own, attn_mask=mask) if past is None else _over(past, own, q, mask)
+        attended = (
+            F.scaled_dot_product_attention(q, *own, attn_mask=mask) if past is None else _over(past, own, q, mask)
+        )
         return self.out(rearrange(attended, "b heads n d -> b n (heads d)")), own
 
 
