@@ -19,7 +19,7 @@ import prior_sampling  # noqa: E402
 from pairs import Pair, greatest_error, in_float64, movq, prior, tensors, unet  # noqa: E402
 from timing import Effort, Entry, compared, main  # noqa: E402
 
-from open_kandinsky.diffusion.parameterisation import Eps, LearnedRange, X0  # noqa: E402
+from open_kandinsky.diffusion.parameterisation import X0, Eps, LearnedRange  # noqa: E402
 from open_kandinsky.diffusion.schedule import linear  # noqa: E402
 from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling  # noqa: E402
 

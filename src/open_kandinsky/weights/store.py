@@ -40,8 +40,10 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def _one(path: Path, name: str) -> Tensor:
+    """Convolutions laid out as they run, so that no second copy is made of them: it would leave holes in the heap."""
     with safe_open(path, "pt") as file:
-        return file.get_tensor(name).clone()
+        x = file.get_tensor(name)
+        return x.clone(memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
 
 
 def read_any(path: Path) -> dict[str, Tensor]:
