@@ -1,7 +1,8 @@
 """Sampling the prior, 25 steps with guidance, 8 captions: against diffusers' KandinskyPriorPipeline without its CLIP.
 
-Same weights, same caption states, same draws, one table of alpha_bar. The prior is causal, so the 78 positions of a caption are the same at
-every step: here they are run once, the empty caption's for all pictures, and a step runs the other three.
+Same weights, same caption states, same draws, one table of alpha_bar. The prior is causal, so the 78 positions of a
+caption are the same at every step: here they are run once, the empty caption's for all pictures, and a step runs the
+other three.
 """
 
 import sys

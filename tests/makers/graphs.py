@@ -1,4 +1,4 @@
-"""Each network of a few weights, and how many graphs dynamo makes of what it does. Run as a program, it says so in JSON.
+"""Each network of a few weights, and how many graphs dynamo makes of what it does: as a program, in JSON.
 
 Shapes are not checked here: what checks them is not to be compiled.
 """

@@ -32,8 +32,8 @@ def warmup_constant(optimizer: Optimizer, *, warmup: int) -> LRScheduler:
 def clippable(optimizer: Optimizer) -> Optimizer:
     """The same, whose gradients may be clipped in mixed precision.
 
-    Lightning refuses to clip for a fused optimiser, which could unscale gradients itself. Here a scaler does that, where
-    there is one: in bf16 there is none.
+    Lightning refuses to clip for a fused optimiser, which could unscale gradients itself. Here a scaler does that,
+    where there is one: in bf16 there is none.
     """
     optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
     return optimizer
