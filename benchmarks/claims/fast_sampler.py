@@ -4,8 +4,8 @@
 
 Same weights, captions and prior; end to end, from captions to pixels. That both are as good is shown: `accuracy` is the
 share of pictures that the rule-based reader finds as their captions say, with its standard error, `frechet` the
-distance to real pictures in the toy CLIP's features (not FID). Without weights, which `make quickstart` trains, nothing is
-measured.
+distance to real pictures in the toy CLIP's features (not FID). Without weights, which `make quickstart` trains, nothing
+is measured.
 """
 
 import os

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from open_kandinsky.networks.attention import PixelAttention
-from open_kandinsky.networks.blocks import GROUPS, ConvBlock, Norm, PadEnd, SpatialNorm, Upsample, channels_last
+from open_kandinsky.networks.blocks import GROUPS, ConvBlock, Norm, PadEnd, SpatialNorm, Upsample
 from open_kandinsky.networks.quantizer import Codebook
 
 
@@ -84,10 +84,10 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], latent_channels, 3, padding=1)
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c zh zw"]:
-        h = self.conv_in(channels_last(pixels))
+        h = self.conv_in(pixels)
         for i, level in enumerate(self.levels):
             h = level(h if i == 0 else self.halving[i - 1](h))
-        return self.conv_out(F.silu(self.norm_out(self.middle(h)))).contiguous()
+        return self.conv_out(F.silu(self.norm_out(self.middle(h))))
 
 
 class Decoder(nn.Module):
@@ -117,12 +117,11 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, h: Float[Tensor, "b c zh zw"], z: Float[Tensor, "b c zh zw"]) -> Decoded:
-        z = channels_last(z)
-        h = self.middle(self.conv_in(channels_last(h)), z)
+        h = self.middle(self.conv_in(h), z)
         for i, level in enumerate(self.levels):
             h = level(h if i == 0 else self.doubling[i - 1](h), z)
         features = F.silu(self.norm_out(h, z))
-        return Decoded(self.conv_out(features).contiguous(), features)
+        return Decoded(self.conv_out(features), features)
 
 
 class MoVQ(nn.Module):
