@@ -136,6 +136,7 @@ class TestWandb:
         assert len([path for path in held if path.endswith(".png")]) >= 6
         assert len(list(folder.glob("files/media/images/preview/*.png"))) == 2  # the grid, a step of the slider each
 
+    @pytest.mark.slow
     def test_a_second_run_in_one_process_is_a_run_of_its_own(self, run):
         one, other = run("prior", "one")[1], run("prior", "other")[1]
         assert one.name != other.name and one.parents[1] != other.parents[1]

@@ -34,7 +34,7 @@ def run(cached, system, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("part", ["movq", "decoder"])
+@pytest.mark.parametrize("part", [pytest.param("movq", marks=pytest.mark.slow), "decoder"])
 def test_a_run_with_previews_is_the_same_run(run, part):
     watched, alone = run(part, "watched"), run(part, "alone", preview=False)
     assert (watched / "previews" / "00000004.png").is_file() and not (alone / "previews").exists()
@@ -50,6 +50,7 @@ def figures(folder):
     return [{name: value for name, value in row.items() if not name.startswith(clock)} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["movq", "decoder"])
 def test_no_random_number_is_taken(run, part, monkeypatch):
     """With RandomNumbers, which seeds each batch anew, gone: what the preview draws would be missed in training."""

@@ -28,7 +28,11 @@ def train(case, steps, *more):
 
 @pytest.mark.parametrize(
     ("case", "steps", "share"),
-    [("clip", 100, 0.1), ("movq", 60, 0.5), pytest.param("movq_adversary", 60, 0.5, marks=pytest.mark.slow)]
+    [
+        ("clip", 100, 0.1),
+        pytest.param("movq", 60, 0.5, marks=pytest.mark.slow),
+        pytest.param("movq_adversary", 60, 0.5, marks=pytest.mark.slow),
+    ]
     + [("prior", 60, 0.5), ("prior_linear", 60, 0.5), ("prior_residual", 60, 0.2)]
     + [("decoder", 80, 0.5), pytest.param("inpainting", 80, 0.5, marks=pytest.mark.slow)],
 )

@@ -5,7 +5,7 @@ import torch
 from makers.fitting import Repeated, images, latents, trainer
 from makers.system import stage
 
-CASES = {"prior": latents(), "decoder": latents(4), "clip": images(4)}
+CASES = {"prior": latents(), "decoder": latents(4)}
 
 
 def moved(part, clip):

@@ -141,4 +141,5 @@ class MoVQStage(LightningModule):
     def configure_optimizers(self) -> Any:
         modules = (self.network, self.discriminator)
         made = [clippable(self.optimizer([p for p in m.parameters() if p.requires_grad])) for m in modules]
-        return made, [schedule(optimizer) for schedule, optimizer in zip(self.lr_schedules, made, strict=True)]
+        named = zip(("train/lr", "train/lr_adversary"), self.lr_schedules, made, strict=True)
+        return made, [{"scheduler": schedule(optimizer), "name": name} for name, schedule, optimizer in named]

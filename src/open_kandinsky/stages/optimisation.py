@@ -44,4 +44,4 @@ def stepwise(
 ) -> OptimizerLRScheduler:
     """For `configure_optimizers`: the rate moves every step, not every epoch."""
     made = clippable(optimizer([p for p in parameters if p.requires_grad]))
-    return {"optimizer": made, "lr_scheduler": {"scheduler": lr_schedule(made), "interval": "step"}}
+    return {"optimizer": made, "lr_scheduler": {"scheduler": lr_schedule(made), "interval": "step", "name": "train/lr"}}

@@ -76,6 +76,7 @@ def done(asked, tmp_path_factory):
     return out, *run(asked, out, *FID)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_pictures(done, coco, system):
     """Drawn, prepared, and scored once more by hand."""
     _, found, _ = done

@@ -30,7 +30,7 @@ def alone(asked, tmp_path_factory):
     return found(out)
 
 
-@pytest.mark.parametrize("processes", [2, 3, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5))])
 def test_as_many_processes_as_there_are(asked, alone, tmp_path, processes):
     together = [begun(asked, tmp_path) for _ in range(processes)]
     for process in together:
