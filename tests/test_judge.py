@@ -4,12 +4,12 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import time
 import urllib.request
 
 import pytest
 from makers.compared import gallery
+from makers.ports import free_port
 
 from open_kandinsky import configuration
 from open_kandinsky.judge import judge
@@ -34,11 +34,6 @@ def vote(url, judge, answer):
     body = json.dumps({"judge": judge, "pair": pair, "question": "text", "answer": answer}).encode()
     request = urllib.request.Request(f"{url}vote", body, {"Content-Type": "application/json"})
     urllib.request.urlopen(request).close()
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def wait_for(capfd):

@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 import torch
 from makers.killed import begun, ended, full_from_the_third, killed_in_a_checkpoint, lines, one_of_two, seen
+from makers.ports import free_port
 from makers.system import config
 from safetensors.torch import load_file
 
@@ -169,11 +170,3 @@ def test_processes_save_the_same_step_whoever_got_the_signal(asked, tmp_path):
     assert [ended(process) for process in processes] == [75, 75]
     assert "another process got a signal at step" in (logs[0] / "told").read_text()
     assert last(tmp_path / "a")["global_step"] % 3 == 0 and lines(logs[0]) == lines(logs[1])
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

@@ -1,20 +1,15 @@
 """Processes of one group, over gloo, begun from one that has imported everything."""
 
 import multiprocessing
-import socket
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain, islice
 
+from makers.ports import free_port
+
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["open_kandinsky.data.shards"])  # makers are not on its path
 TIMEOUT = 120  # seconds
-
-
-def free_port():
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return asked.getsockname()[1]
 
 
 def one(rank, task, processes, port):

@@ -3,10 +3,11 @@
 import io
 import multiprocessing
 import os
-import socket
 import time
 import traceback
 from queue import Empty
+
+from makers.ports import free_port
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["makers.ranks", "makers.system", "makers.fitting", "open_kandinsky.train"])
@@ -41,12 +42,6 @@ def answer(answers, started, seconds):
     import torch
 
     return rank, torch.load(io.BytesIO(value), weights_only=True)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def child(rank, port, answers, function, arguments):
