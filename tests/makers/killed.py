@@ -4,13 +4,14 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["makers.killed", "open_kandinsky.train", "lightning", "torchmetrics", "webdataset"])
 
 
-def run(cfg, folder, patch):
+def run(cfg, folder, patch, halts_at):
     """What the verb does with a config; output and errors, and the keys of each batch, go to files in `folder`."""
     import torch
 
@@ -18,14 +19,14 @@ def run(cfg, folder, patch):
 
     torch.set_num_threads(1)  # as in the process that runs the tests
     sys.stdout = sys.stderr = open(Path(folder) / "told", "a", buffering=1)  # noqa: SIM115
-    watch(Path(folder) / "keys")
+    watch(Path(folder) / "keys", halts_at)
     if patch:
         patch()
     with failures.told("train"):
         train.trained(cfg)
 
 
-def watch(log):
+def watch(log, halts_at):
     """Each batch's number, counted from the run's beginning, its epoch and its keys: a line each, as it comes."""
     from lightning import Callback, Trainer
 
@@ -34,6 +35,8 @@ def watch(log):
             number = trainer.fit_loop.epoch_loop.batch_progress.total.ready
             with open(log, "a") as file:
                 file.write(f"{number} {trainer.current_epoch} {' '.join(batch['key'])}\n")
+            while number == halts_at:
+                time.sleep(1)
 
     original = Trainer.__init__
 
@@ -43,10 +46,10 @@ def watch(log):
     Trainer.__init__ = watched
 
 
-def begun(cfg, folder, patch=None):
-    """`patch` is called in the new process before the training."""
+def begun(cfg, folder, patch=None, halts_at=None):
+    """`patch` is called in the new process before the training, which waits for ever at the batch `halts_at`."""
     Path(folder).mkdir(exist_ok=True)
-    process = SERVER.Process(target=run, args=(cfg, folder, patch))
+    process = SERVER.Process(target=run, args=(cfg, folder, patch, halts_at))
     process.start()
     return process
 
