@@ -183,7 +183,7 @@ def plain(cfg: DictConfig, resolve: bool = False) -> dict[str, Any]:
 def with_choices(config_name: str, choices: Sequence[Override]) -> dict[str, Any]:
     """The config with the options that were picked; ValueError where one is picked for a place that has none."""
     try:
-        base = hydra.compose(config_name, [str(o.input_line) for o in choices])
+        base = plain(hydra.compose(config_name, [str(o.input_line) for o in choices]))
     except ConfigCompositionException as error:
         told = (
             command_line.uninstalled(error)
@@ -191,8 +191,9 @@ def with_choices(config_name: str, choices: Sequence[Override]) -> dict[str, Any
             or command_line.unknown_to_hydra(config_name, choices)
         )
         raise ValueError(told or message(error)) from error
-    placed = plain(hydra.compose(config_name, [str(o.input_line) for o in choices if not o.is_add()]))
-    for o in choices:
-        if o.is_add() and set(plain(base)) - set(placed):
-            raise ValueError(f"{config_name} has no place for {o.input_line!r}")
-    return plain(base)
+    added = [o for o in choices if o.is_add()]
+    if added:
+        placed = plain(hydra.compose(config_name, [str(o.input_line) for o in choices if not o.is_add()]))
+        if set(base) - set(placed):
+            raise ValueError(f"{config_name} has no place for {added[0].input_line!r}")
+    return base
