@@ -1,7 +1,10 @@
 """generate writes each picture once, knows its own request again, and says what is wrong before it writes."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,8 @@ from open_kandinsky.failures import message
 from open_kandinsky.generate import generate, main
 from open_kandinsky.load import load
 from open_kandinsky.weights import store
+
+SRC = Path(__file__).parents[1] / "src"
 
 
 @pytest.fixture
@@ -63,6 +68,31 @@ def test_a_picture_carries_what_it_was_made_by(asked, weights):
     assert (text["prior_steps"], text["prior_scale"], text["prior_sampler"]) == (2, prior.scale, prior.sampler)
     assert text["weights_sha256"]["decoder"] == store.sha256(weights / "decoder" / store.WEIGHTS)
     assert Image.open(out / "00003.png").size == (40, 24) and text["size"] == [40, 24]
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(float)
+
+
+def test_weights_of_less_precision_draw_nearly_the_same_and_the_request_says_so(asked):
+    exact, less = generate(asked()), generate(asked("dtype=bfloat16", out="less"))
+    apart = np.abs(pixels(exact / "00000.png") - pixels(less / "00000.png"))
+    assert 0 < apart.mean() < 4
+    assert read_parameters((less / "00000.png").read_bytes())["dtype"] == "bfloat16"
+    with pytest.raises(ValueError, match="dtype"):
+        generate(asked("dtype=bfloat16"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a compiler")
+def test_what_is_compiled_draws_the_same(asked, weights, tmp_path):
+    """As a program of its own: what checks shapes here is not to be compiled."""
+    plain = generate(asked())
+    typed = ["prompts=[a red circle, a blue square]", f"weights={weights}", f"out={tmp_path / 'compiled'}"]
+    program = [sys.executable, "-m", "open_kandinsky.generate", *typed, "steps=2", "prior_steps=2", "compile=true"]
+    subprocess.run(program, check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(SRC)})
+    for name in ("00000.png", "00001.png"):
+        assert np.abs(pixels(plain / name) - pixels(tmp_path / "compiled" / name)).max() <= 1
 
 
 def test_the_manifest_has_a_line_for_each_picture(asked):
@@ -311,7 +341,7 @@ MISTAKES = {
     "prompts=[]": "nothing to draw: mode=text_to_image needs prompts or prompts_file",
     "prompts_file=gone.txt prompts=[]": "prompts_file=gone.txt: no such file",
     "prompts_file=gone.txt": "prompts and prompts_file are both given",
-    "mode=text_to_imge": "no such mode; nearest 'text_to_image'; known: text_to_image, variations, mix",
+    "mode=text_to_imge": "no such choice; nearest 'text_to_image'; known: text_to_image, variations, mix",
     "mode=variations images=[gone.png]": "no such picture: 'gone.png'",
     "mode=variations": "nothing to draw: mode=variations needs images",
     "mode=variations images=[a.png] prior_steps=3": "mode=variations does not read prior_steps; it reads images",
@@ -319,6 +349,8 @@ MISTAKES = {
     "mode=mix parts=[a,b] part_weights=[1]": "2 parts but 1 part_weights",
     "mode=mix parts=[a] part_weights=[heavy]": "part_weights: 'heavy' is no number",
     "sampler=dim": "no such sampler; nearest 'ddim'",
+    "dtype=bf16": "dtype=bf16: no such choice; nearest 'bfloat16'",
+    "offload=true compile=true": "offload and compile: what is compiled keeps its place",
     "size=0": "size=0: a number of pixels or [width, height], each at least 1",
     "size=[64]": "size=[64]: a number of pixels",
     "size=big": "size=big: a number of pixels",

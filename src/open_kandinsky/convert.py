@@ -7,7 +7,6 @@ open-kandinsky convert from='{rest: runs/quickstart, decoder: RUN/checkpoints/la
 
 from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from open_kandinsky import atomic, configuration
+from open_kandinsky.choices import chosen
 from open_kandinsky.load import USUAL, Picks, find, network, with_sampling
 from open_kandinsky.weights import checkpoint, store
 from open_kandinsky.weights.diffusers import export
@@ -23,7 +23,6 @@ from open_kandinsky.weights.kandinsky21 import movqgan
 from open_kandinsky.weights.keymap import State
 from open_kandinsky.weights.part import TEXT, Part, Picked, agree, left_out
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 WEIGHTS_OF = {
     "usual": USUAL,
     "raw": Picks(movqgan.raw, checkpoint.raw),
@@ -34,8 +33,8 @@ SUMS = "SHA256SUMS"  # as sha256sum -c reads it; written last
 
 def convert(cfg: DictConfig) -> Path:
     """Run it; returns the folder. ValueError for a choice that there is not, and for a folder that holds something."""
-    write = chosen("layout", cfg.layout, LAYOUTS)
-    pick, dtype = chosen("weights_of", cfg.weights_of, WEIGHTS_OF), chosen("dtype", cfg.dtype, DTYPES)
+    write, pick = chosen("layout", cfg.layout, LAYOUTS), chosen("weights_of", cfg.weights_of, WEIGHTS_OF)
+    dtype = chosen("dtype", cfg.dtype, store.DTYPES)
     out, given = Path(cfg.to), cfg["from"]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"to={out}: there is something already, and nothing is overwritten: choose another folder")
@@ -64,13 +63,6 @@ def counted(name: str, part: Part, dropped: dict[str, dict[str, int]]) -> Part:
         return picked
 
     return replace(part, read=read)
-
-
-def chosen(key: str, value: Any, among: Mapping[str, Any]) -> Any:
-    if value not in among:
-        near = get_close_matches(str(value), among, n=1, cutoff=0)[0]
-        raise ValueError(f"{key}={value}: no such choice; nearest {near!r}; known: {', '.join(among)}")
-    return among[value]
 
 
 def refuse_idle(weights_of: str, parts: Mapping[str, Part]) -> None:

@@ -14,7 +14,6 @@ stopped; manifest.jsonl is written last, and says that all of it is there.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from open_kandinsky import configuration
+from open_kandinsky.choices import chosen
 from open_kandinsky.data.prompts import is_picture
 from open_kandinsky.diffusion.samplers import named
 from open_kandinsky.evaluation.gallery import Gallery, Picture
@@ -30,6 +30,7 @@ from open_kandinsky.modes import MODES, Asked, Mode
 from open_kandinsky.modes.request import strings
 from open_kandinsky.pipeline import Pipeline
 from open_kandinsky.pipeline.start import STRENGTH
+from open_kandinsky.weights import store
 from open_kandinsky.weights.devices import check_device
 
 NUMBERS = {"seed": int, "scale": int | float, "prior_scale": int | float, "strength": int | float}
@@ -47,7 +48,8 @@ def generate(cfg: DictConfig) -> Path:
     gallery = Gallery(Path(wanted["out"]), request(wanted, mode, asked, weights), pictures)
     missing = gallery.missing()
     if missing:
-        pipe = load(wanted["weights"], device=wanted["device"], offload=wanted["offload"])
+        run = {key: wanted[key] for key in ("device", "offload", "compile")}
+        pipe = load(wanted["weights"], dtype=store.DTYPES[wanted["dtype"]], **run)
         with tqdm(total=len(pictures), initial=len(pictures) - len(missing), desc="pictures", unit="picture") as bar:
             for start in range(0, len(missing), wanted["batch_size"]):
                 batch = missing[start : start + wanted["batch_size"]]
@@ -69,7 +71,7 @@ def draw(
     chosen = {name: value for name, value in given(wanted, mode).items() if value is not None}
     of_batch = [asked[picture.index] for picture in batch]
     images = mode.draw(pipe, wanted, of_batch, chosen)
-    shared = parameters(wanted, mode, pipe)
+    shared = {"dtype": wanted["dtype"]} | parameters(wanted, mode, pipe)
     for picture, one, image in zip(batch, of_batch, images, strict=True):
         gallery.add([picture], [image], shared | one.made_from | {"size": image.size})
 
@@ -77,10 +79,7 @@ def draw(
 def mode_of(wanted: Mapping[str, Any]) -> Mode:
     """ValueError for a mode that there is not, and for a value that the mode would not look at."""
     name = str(wanted["mode"])
-    if name not in MODES:
-        near = get_close_matches(name, MODES, n=1, cutoff=0)[0]
-        raise ValueError(f"mode={name}: no such mode; nearest {near!r}; known: {', '.join(MODES)}")
-    mode = MODES[name]
+    mode = chosen("mode", name, MODES)
     others = {name for other in MODES.values() for name in other.reads} - set(mode.reads)
     if idle := sorted(name for name in others if wanted[name] not in (None, "", [])):
         raise ValueError(f"mode={name} does not read {', '.join(idle)}; it reads {', '.join(mode.reads)}")
@@ -107,6 +106,7 @@ def check(wanted: Mapping[str, Any]) -> None:
         if wanted[name] is not None:
             named(wanted[name])
     size_of(wanted)
+    chosen("dtype", wanted["dtype"], store.DTYPES)
     device = wanted["device"]
     for one in device.values() if isinstance(device, Mapping) else [device]:
         check_device(one)
@@ -115,10 +115,11 @@ def check(wanted: Mapping[str, Any]) -> None:
 def request(
     wanted: Mapping[str, Any], mode: Mode, asked: Sequence[Asked], weights: Mapping[str, str]
 ) -> dict[str, Any]:
-    """All that decides the pictures: neither the batch's size nor the device is in it."""
+    """All that decides the pictures: the batch's size, the device and whether it compiles are not in it."""
     files = [path for name in FILES for path in strings(wanted[name]) if is_picture(path)]
     return {
         "mode": wanted["mode"],
+        "dtype": wanted["dtype"],
         **given(wanted, mode),
         "pictures": [[one.prompt, one.seed, *([one.made_from] if one.made_from else [])] for one in asked],
         "images_sha256": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files},

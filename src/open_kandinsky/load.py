@@ -22,6 +22,7 @@ from yaml import YAMLError
 from open_kandinsky.configuration import CONF, refuse_foreign_targets
 from open_kandinsky.networks.condition import ImageCondition
 from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling
+from open_kandinsky.pipeline.compiling import compiled
 from open_kandinsky.weights import checkpoint, checkpoint_folder, store
 from open_kandinsky.weights import source as sources
 from open_kandinsky.weights.devices import Device, Turns, at_home, one, placed
@@ -42,6 +43,7 @@ class Picks(NamedTuple):
     ours: Callable[[Path], Picked]
 
 
+COMPILED = ("prior", "decoder", "movq")
 USUAL = Picks(movqgan.raw, checkpoint.usual)
 
 
@@ -51,15 +53,18 @@ def load(
     device: Device | Mapping[str, Device] = "cpu",
     dtype: torch.dtype = torch.float32,
     offload: bool = False,
+    compile: bool = False,
 ) -> Pipeline:
     """The assembled system, in eval mode, from a folder or a mapping of some of its parts to folders.
 
     `load({"rest": "runs/quickstart", "prior": "runs/prior_linear"})` takes all parts from one folder but the prior.
     `device` may be a mapping, too; the parts that it does not name are where "" is, or on the CPU, and all results are
     where the decoder is. With `offload` the parts take turns on the one device, where the largest must fit and not the
-    sum, and wait in main memory. Raises ValueError for a folder that is none, lacks a part, or holds parts that do not
-    fit together.
+    sum, and wait in main memory. With `compile` prior, decoder and MoVQ go through torch.compile: for many pictures of
+    one size. Raises ValueError for a folder that is none, lacks a part, or holds parts that do not fit together.
     """
+    if offload and compile:
+        raise ValueError("offload and compile: what is compiled keeps its place; choose one of them")
     parts = find(source)
     agree(parts)
     devices = placed(device)
@@ -69,6 +74,7 @@ def load(
         made = {part: turns.seat(network(found, dtype)) for part, found in parts.items()}
     else:
         made = {part: network(found, dtype).to(devices[part]) for part, found in parts.items()}
+        made = {part: compiled(each) if compile and part in COMPILED else each for part, each in made.items()}
         made = {part: each if devices[part] == home else at_home(each, home) for part, each in made.items()}
     diffusions = {part: diffusion(parts[part], part, made[part], home) for part in ("prior", "decoder")}
     return Pipeline(

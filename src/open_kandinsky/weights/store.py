@@ -15,6 +15,7 @@ from torch import Tensor
 from open_kandinsky import atomic
 
 WEIGHTS = "weights.safetensors"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -3,11 +3,11 @@
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from PIL import Image
 
+from open_kandinsky.choices import chosen
 from open_kandinsky.data.transforms import centre_square
 
 Filter = Image.Resampling
@@ -67,8 +67,8 @@ class Preparation:
     jpeg_after: int | None
 
     def __post_init__(self) -> None:
-        choose("crop", self.crop, CROPS)
-        choose("filter", self.filter, FILTERS)
+        chosen("crop", self.crop, CROPS)
+        chosen("filter", self.filter, FILTERS)
         if self.size is not None and self.size < 1:
             raise ValueError(f"size={self.size}: 1 pixel a side or more, or null to keep the size")
         for name in ("jpeg_before", "jpeg_after"):
@@ -114,9 +114,3 @@ def through_jpeg(image: Image.Image, quality: int | None) -> Image.Image:
     data = io.BytesIO()
     image.save(data, "JPEG", quality=quality)
     return Image.open(data).convert("RGB")
-
-
-def choose(key: str, value: str, among: Mapping[str, object]) -> None:
-    if value not in among:
-        near = get_close_matches(value, among, n=1, cutoff=0)[0]
-        raise ValueError(f"{key}={value}: no such choice; nearest {near!r}; known: {', '.join(among)}")
