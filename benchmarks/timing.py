@@ -26,14 +26,25 @@ class Effort(NamedTuple):
     quick: bool
 
 
-def compared(claim: str, ours: Callable[[], Any], theirs: Callable[[], Any], goal: float, effort: Effort) -> Entry:
-    """Both after one run that does not count, then in turns; `spread` is of the turns' ratios, over their median."""
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(effort.repeats + 1)][1:]
+def compared(
+    claim: str,
+    ours: Callable[[], Any],
+    theirs: Callable[[], Any],
+    goal: float,
+    effort: Effort,
+    error: Callable[[Any, Any], float] | None = None,
+) -> Entry:
+    """Both after one run that does not count, then in turns; `spread` is of the turns' ratios, over their median.
+
+    `error` is of what that first run of each gave.
+    """
+    first = ours(), theirs()
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(effort.repeats)]
     ours_s, theirs_s = (statistics.median(side) for side in zip(*pairs, strict=True))
     ratios = [b / a for a, b in pairs]
     spread = (max(ratios) - min(ratios)) / statistics.median(ratios)
     entry = {"claim": claim, "ours_s": ours_s, "theirs_s": theirs_s, "ratio": theirs_s / ours_s, "goal": goal}
-    return entry | {"spread": spread}
+    return entry | {"spread": spread} | ({"error": error(*first)} if error else {})
 
 
 def alone(claim: str, **figures: Any) -> Entry:

@@ -1,11 +1,13 @@
 """One evaluation of the decoder's U-Net, 2.1's shape, 256 px: against diffusers' UNet2DConditionModel as it comes.
 
 Same weights, same inputs. The context, which is the same at every step of sampling, is prepared before: diffusers
-projects it anew at each step. `error` is the greatest difference over the greatest value.
+projects it anew at each step. Ours in float32 and with weights of bfloat16 (`dtype=bfloat16`), as it is and compiled
+(`compile=true`), beside theirs in float32. `error` is the greatest difference over the greatest value.
 """
 
+import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,43 +17,33 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pairs import greatest_error, tensors, unet  # noqa: E402
 from timing import Effort, Entry, compared, main  # noqa: E402
 
+from open_kandinsky.networks.unet import UNet  # noqa: E402
+from open_kandinsky.pipeline.compiling import compiled  # noqa: E402
+
 SHAPES = {"x": (2, 4, 32, 32), "image_emb": (2, 768), "text_emb": (2, 768), "text_tokens": (2, 77, 1024)}
-GOALS = {128: (1.5, 3.0), 384: (1.1, 3.0)}  # channels -> float32, bf16 autocast
+GOALS = {128: (1.5, 3.0), 384: (1.1, 3.0)}  # channels -> float32, bfloat16
+T = torch.tensor([500, 20])
 
 
-def at(channels: int, effort: Effort) -> Iterator[Entry]:
-    pair, x, t = unet(channels), tensors(SHAPES), torch.tensor([500, 20])
-    ours = pair.ours.to(memory_format=torch.channels_last)
-    latent = x["x"].to(memory_format=torch.channels_last)
-    conditions = {"image_embeds": x["image_emb"], "text_embeds": x["text_emb"]}
-
-    def theirs() -> torch.Tensor:
-        return pair.theirs(x["x"], t, x["text_tokens"], added_cond_kwargs=conditions).sample
-
-    for (name, lower), goal in zip({"float32": False, "bf16 autocast": True}.items(), GOALS[channels], strict=True):
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=lower):
-            context = ours.context(x["image_emb"], x["text_tokens"], x["text_emb"])
-            run = lambda: ours(latent, t, context)  # noqa: B023, E731
-            made = run().float()
-        with torch.inference_mode():
-            error = greatest_error(made, theirs())
-            entry = compared(
-                f"decoder U-Net forward, {channels} channels, {name}", under(run, lower), theirs, goal, effort
-            )
-        yield entry | {"error": error}
-
-
-def under(run, lower: bool):
-    def lowered() -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
-            return run()
-
-    return lowered
+def forward(network: UNet, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
+    x = {name: value.to(dtype) for name, value in tensors(SHAPES).items()}
+    context = network.context(x["image_emb"], x["text_tokens"], x["text_emb"])
+    return lambda: network(x["x"], T, context).float()
 
 
 def claims(effort: Effort) -> Iterator[Entry]:
-    for channels in (128,) if effort.quick else (128, 384):
-        yield from at(channels, effort)
+    x = tensors(SHAPES)
+    added = {"image_embeds": x["image_emb"], "text_embeds": x["text_emb"]}
+    for channels in (64,) if effort.quick else (128, 384):
+        pair = unet(channels)
+        theirs = lambda: pair.theirs(x["x"], T, x["text_tokens"], added_cond_kwargs=added).sample  # noqa: B023, E731
+        for dtype, goal in zip((torch.float32, torch.bfloat16), GOALS.get(channels, (1.0, 1.0)), strict=True):
+            ours = copy.deepcopy(pair.ours).requires_grad_(False).to(dtype, memory_format=torch.channels_last)
+            for how in ("as it is",) if effort.quick else ("as it is", "compiled"):
+                with torch.inference_mode():
+                    run = forward(compiled(ours) if how == "compiled" else ours, dtype)
+                    told = f"decoder U-Net forward, {channels} channels, {str(dtype).removeprefix('torch.')}, {how}"
+                    yield compared(told, run, theirs, goal, effort, greatest_error)
 
 
 if __name__ == "__main__":
