@@ -1,8 +1,11 @@
 """Networks that are compiled for drawing: the first pictures of a size wait for it, all others come sooner."""
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
+import torch._inductor.config
 
 REPEATED = ("forward", "encode", "decode")  # what drawing asks of U-Net, prior and MoVQ
 
@@ -10,11 +13,25 @@ REPEATED = ("forward", "encode", "decode")  # what drawing asks of U-Net, prior 
 def compiled(network: Any) -> Any:
     """The same network, frozen, whose methods go through torch.compile when they are first called.
 
-    On a CPU weights become a part of the program, laid out as its kernels read them once and not at each call: they
-    are held twice. Where a network is afterwards, it stays.
+    Where a network is afterwards, it stays.
     """
-    options = {"freezing": next((p.device.type for p in network.parameters()), "cpu") == "cpu"}
+    on_cpu = next((p.device.type for p in network.parameters()), "cpu") == "cpu"
     for name in REPEATED:
         if callable(method := getattr(network, name, None)):
-            setattr(network, name, torch.compile(method, options=options))
+            made = torch.compile(method)
+            setattr(network, name, constant(made) if on_cpu else made)
     return network
+
+
+def constant(made: Callable[..., Any]) -> Callable[..., Any]:
+    """Weights become a part of the program, laid out as its kernels read them once and not at each call: held twice.
+
+    Set for the call and not as an option of the compiler, which is asked before it sees its options.
+    """
+
+    @wraps(made)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch._inductor.config.patch(freezing=True):
+            return made(*args, **kwargs)
+
+    return run
