@@ -1,5 +1,6 @@
 """Every claim's file runs in its quick mode, and says what a reader of results.json expects. No timing is asserted."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +12,32 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CLAIMS = sorted((BENCHMARKS / "claims").glob("*.py"))
 FIGURES = ("ours_s", "theirs_s", "ratio", "goal", "spread")
+
+
+def module(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_the_gate_names_what_has_fallen_by_more_than_a_fifth_and_nothing_else():
+    before = {"fell": 2.0, "held": 2.0, "gone": 1.0, "alone": None}
+    now = {"fell": 1.59, "held": 1.61, "new": 0.1, "alone": None}
+    entries, baseline = ([{"claim": k, "ratio": v} for k, v in ratios.items()] for ratios in (now, before))
+    assert module("bench").losses(entries, baseline) == ["fell: 1.59x, was 2.00x"]
+
+
+def test_a_claim_that_there_is_not_is_told():
+    with pytest.raises(ValueError, match="ONLY=nope: there are caches, .*prior_sampling"):
+        module("bench").chosen("nope")
+
+
+def test_the_results_of_this_repository_are_of_claims_that_are_there():
+    entries, baseline = (json.loads((BENCHMARKS / f"{name}.json").read_text()) for name in ("results", "baseline"))
+    assert {entry["of"] for entry in entries} <= {file.stem for file in CLAIMS}
+    assert {entry["claim"] for entry in baseline} <= {entry["claim"] for entry in entries}
+    assert all({"machine", "commit", *FIGURES} <= entry.keys() for entry in entries)
 
 
 def is_number_or_null(value):

@@ -83,6 +83,12 @@ def test_weights_of_less_precision_draw_nearly_the_same_and_the_request_says_so(
         generate(asked("dtype=bfloat16"))
 
 
+def test_without_a_compiler_nothing_is_compiled(asked, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="there is no 'no-such-compiler': install one"):
+        generate(asked("compile=true"))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a compiler")
 def test_what_is_compiled_draws_the_same(asked, weights, tmp_path):

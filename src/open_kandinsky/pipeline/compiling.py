@@ -1,5 +1,7 @@
 """Networks that are compiled for drawing: the first pictures of a size wait for it, all others come sooner."""
 
+import os
+import shutil
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -13,9 +15,12 @@ REPEATED = ("forward", "encode", "decode")  # what drawing asks of U-Net, prior 
 def compiled(network: Any) -> Any:
     """The same network, frozen, whose methods go through torch.compile when they are first called.
 
-    Where a network is afterwards, it stays.
+    It stays on its device. ValueError where a CPU's programs cannot be made.
     """
     on_cpu = next((p.device.type for p in network.parameters()), "cpu") == "cpu"
+    compiler = os.environ.get("CXX", "g++")
+    if on_cpu and not shutil.which(compiler):
+        raise ValueError(f"compile=true: on a CPU it needs a C++ compiler, and there is no {compiler!r}: install one")
     for name in REPEATED:
         if callable(method := getattr(network, name, None)):
             made = torch.compile(method)
