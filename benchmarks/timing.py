@@ -107,5 +107,5 @@ def main(claims: Claims, about: str | None) -> None:
     for entry in claims(effort):
         entries.append(entry | where())
         print(row(entries[-1]), flush=True)
-    if args.json:
-        atomic.write(args.json, json.dumps(entries, indent=2) + "\n")
+        if args.json:  # as it comes: one that is stopped has what it measured
+            atomic.write(args.json, json.dumps(entries, indent=2) + "\n")
