@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from open_kandinsky import configuration
-from open_kandinsky.evaluation.coco.preparation import choose
+from open_kandinsky.choices import chosen
 from open_kandinsky.evaluation.selfcheck import report
 from open_kandinsky.evaluation.selfcheck.check import Check, run
 
@@ -46,7 +46,7 @@ def asked(cfg: DictConfig) -> list[Check]:
     if not cfg.checks:
         raise ValueError(f"checks=[]: nothing to check; there are {', '.join(cfg.known)}")
     for name in cfg.checks:
-        choose("checks", name, cfg.known)
+        chosen("checks", name, cfg.known)
     return [check for name in cfg.checks for check in instantiate(cfg.known[name], _convert_="all")]
 
 

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from open_kandinsky.choices import chosen
 from open_kandinsky.data.coco import Coco
 from open_kandinsky.evaluation.asked import OPTIONS, Asked
 from open_kandinsky.evaluation.coco import captions as lists
 from open_kandinsky.evaluation.coco.captions import Caption
-from open_kandinsky.evaluation.coco.preparation import Preparation, choose
+from open_kandinsky.evaluation.coco.preparation import Preparation
 from open_kandinsky.evaluation.coco.report import board
 from open_kandinsky.evaluation.coco.report.comparison import compare
 from open_kandinsky.evaluation.coco.report.publish import publish
@@ -82,8 +83,8 @@ class Protocol:
         return told if asked.table is None else f"{told}\ncompared: {compare(asked.table)}"
 
     def __post_init__(self) -> None:
-        choose("reference", self.reference, REFERENCES)
-        choose("seeds", self.seeds, SEEDS)
+        chosen("reference", self.reference, REFERENCES)
+        chosen("seeds", self.seeds, SEEDS)
 
     def compared(self, coco: Coco, captions: Sequence[Caption]) -> list[int]:
         """The ids of the real pictures."""

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from open_kandinsky.choices import chosen
 from open_kandinsky.data.transforms import ClipPixels, to_tensor
-from open_kandinsky.evaluation.coco.preparation import Preparation, choose
+from open_kandinsky.evaluation.coco.preparation import Preparation
 from open_kandinsky.evaluation.scoring.features import Extractor
 from open_kandinsky.evaluation.subject import Subject
 from open_kandinsky.metrics.evaluators import dinov2, inception, resize
@@ -49,7 +50,7 @@ class InceptionFeatures:
     """`pool` [b 2048] and `logits` [b 1008] of the 2015 Inception; how a picture enters it is one of INPUT_PATHS."""
 
     def __init__(self, *, shelf: Shelf, input_path: str) -> None:
-        choose("input_path", input_path, INPUT_PATHS)
+        chosen("input_path", input_path, INPUT_PATHS)
         self.shelf, self.input_path = shelf, input_path
         self.name = f"inception_{input_path}"
 
