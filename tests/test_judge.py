@@ -24,6 +24,7 @@ def asked(tmp_path):
 
 
 def run(overrides):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are deaf to Ctrl-C
     return judge(configuration.compose("judge", overrides))
 
 
