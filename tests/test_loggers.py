@@ -98,21 +98,26 @@ class TestWandb:
         """A run's folder, and what wandb wrote of it, by kind."""
         import wandb
 
-        def run(part, folder, *more):
+        def run(part, folder, *more, least=()):
+            """`least`: how many records of a kind there are, once wandb's own process has written them."""
             chosen = [f"run_dir='{tmp_path / folder}'", "logger=wandb", "logger.offline=true"]
             cfg = config(part, cached, *chosen, *EACH, *more)
             train(cfg)
             wandb.finish()
             (log,) = (tmp_path / folder / "wandb").glob("offline-run-*/*.wandb")
-            kinds = {}
-            for record in records(log):
-                kinds.setdefault(record.WhichOneof("record_type"), []).append(record)
-            return cfg, log.parent, kinds
+            until = time.monotonic() + 30
+            while True:
+                kinds = {}
+                for record in records(log):
+                    kinds.setdefault(record.WhichOneof("record_type"), []).append(record)
+                if all(len(kinds.get(kind, [])) >= n for kind, n in least) or time.monotonic() > until:
+                    return cfg, log.parent, kinds
+                time.sleep(0.1)
 
         return run
 
     def test_losses_config_and_system_figures(self, run):
-        cfg, _, kinds = run("prior", "run")
+        cfg, _, kinds = run("prior", "run", least=[("history", 4)])
         rows = [history(record) for record in kinds["history"]]
         assert len([row for row in rows if "train/loss" in row]) == 4
         assert any("val/cosine_prior" in row for row in rows)
@@ -125,7 +130,7 @@ class TestWandb:
         assert any("cpu" in name for name in figures) and any("memory" in name for name in figures)
 
     def test_a_table_of_captions_and_pictures(self, run):
-        _, folder, kinds = run("movq", "run", *PREVIEW)
+        _, folder, kinds = run("movq", "run", *PREVIEW, least=[("artifact", 1)])
         captions = (folder.parents[1] / "previews" / "captions.txt").read_text().splitlines()
         tables = [json.loads(path.read_text()) for path in folder.glob("files/media/table/preview/*.json")]
         assert len(tables) == 2
