@@ -19,6 +19,12 @@ def real(system):
     return load(system)
 
 
+@pytest.fixture(scope="module")
+def exact(system):
+    """In float64: random weights can make a batch's rounding in float32 into several levels of 256."""
+    return load(system, dtype=torch.float64)
+
+
 def grey(x_t, t):
     return torch.zeros_like(x_t)
 
@@ -121,23 +127,23 @@ EDITS = {
 
 
 @pytest.mark.parametrize("mode", EDITS)
-def test_a_picture_is_the_same_alone_as_in_a_batch(real, scenes, mode):
+def test_a_picture_is_the_same_alone_as_in_a_batch(exact, scenes, mode):
     options = {"steps": 4, "prior_steps": 2, "sampler": "ddim"}
     prompts, images, masks, seeds = scenes
-    together = EDITS[mode](real, prompts, images, masks, seeds=seeds, **options)
+    together = EDITS[mode](exact, prompts, images, masks, seeds=seeds, **options)
     for one, *scene, seed in zip(together, *scenes, strict=True):
-        [alone] = EDITS[mode](real, *([thing] for thing in scene), seeds=[seed], **options)
+        [alone] = EDITS[mode](exact, *([thing] for thing in scene), seeds=[seed], **options)
         assert same(one, alone)
     assert not same(together[0], together[2])
 
 
-def test_an_embedding_is_the_same_alone_as_in_a_batch(real, scenes):
+def test_an_embedding_is_the_same_alone_as_in_a_batch(exact, scenes):
     options = {"seeds": [4, 4, 4], "steps": 4, "sampler": "ddim"}
-    for i, one in enumerate(real.interpolate(scenes[1][0], "a red circle", 3, **options)):
-        [alone] = real.between(scenes[1][0], "a red circle", [i / 2], seeds=[4], steps=4, sampler="ddim")
+    for i, one in enumerate(exact.interpolate(scenes[1][0], "a red circle", 3, **options)):
+        [alone] = exact.between(scenes[1][0], "a red circle", [i / 2], seeds=[4], steps=4, sampler="ddim")
         assert same(one, alone)
-    mixed = real.mix([scenes[1][0], "a red circle"], [0.5, 0.7], n=3, steps=4, sampler="ddim")
-    [alone] = real.mix([scenes[1][0], "a red circle"], [0.5, 0.7], seeds=[2], steps=4, sampler="ddim")
+    mixed = exact.mix([scenes[1][0], "a red circle"], [0.5, 0.7], n=3, steps=4, sampler="ddim")
+    [alone] = exact.mix([scenes[1][0], "a red circle"], [0.5, 0.7], seeds=[2], steps=4, sampler="ddim")
     assert same(mixed[2], alone)
 
 

@@ -59,7 +59,7 @@ def untrained(part, root, *more):
     network = instantiate(cfg.stage, _convert_="all").network
     for parameter in network.parameters():
         if not parameter.any():  # what begins at zero would hide what a network depends on
-            torch.nn.init.normal_(parameter, std=0.1)
+            parameter.data.copy_(0.1 * torch.randn(parameter.shape))  # `normal_` would draw in the order of memory
     configuration.save(cfg, folder / "config.yaml")
     store.write(folder / store.WEIGHTS, network.state_dict())
     return folder
