@@ -1,7 +1,6 @@
 """What a person gets wrong, and what a machine does: one message with the value and the way out, no traceback."""
 
 import errno
-import os
 import re
 import resource
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from makers.programs import environment
 from makers.shards import sample, write_tar
 from makers.system import config, overrides
 from safetensors.torch import load_file
@@ -23,15 +23,12 @@ from open_kandinsky import failures
 from open_kandinsky.load import load
 from open_kandinsky.train import train
 
-SRC = Path(__file__).parents[1] / "src"
-
 
 def start(verb, arguments, folder):
-    environment = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "open_kandinsky.cli", verb, *arguments]
-    pipe = subprocess.PIPE
     hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are deaf to Ctrl-C
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=hears)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=folder, env=environment(), **pipes, text=True, preexec_fn=hears)
 
 
 def typed(verb, arguments, folder):

@@ -91,6 +91,26 @@ def test_tensorboard_has_losses_and_pictures(cached, tmp_path):
     assert (events.Images("preview")[0].width, events.Images("preview")[0].height) == (3 * 34 + 2, 2 * 34 + 2)
 
 
+def by_kind(found):
+    kinds = {}
+    for record in found:
+        kinds.setdefault(record.WhichOneof("record_type"), []).append(record)
+    return kinds
+
+
+def steps_of_losses(found):
+    rows = [history(record) for record in by_kind(found).get("history", [])]
+    return [row["trainer/global_step"] for row in rows if "train/loss" in row]
+
+
+def written(log, read, enough, seconds=30):
+    """What is read of a log's records, once wandb's own process, which may still be writing, has written enough."""
+    until = time.monotonic() + seconds
+    while not enough(found := read(records(log))) and time.monotonic() < until:
+        time.sleep(0.1)
+    return found
+
+
 @pytest.mark.usefixtures("wandb_folders")
 class TestWandb:
     @pytest.fixture
@@ -105,14 +125,8 @@ class TestWandb:
             train(cfg)
             wandb.finish()
             (log,) = (tmp_path / folder / "wandb").glob("offline-run-*/*.wandb")
-            until = time.monotonic() + 30
-            while True:
-                kinds = {}
-                for record in records(log):
-                    kinds.setdefault(record.WhichOneof("record_type"), []).append(record)
-                if all(len(kinds.get(kind, [])) >= n for kind, n in least) or time.monotonic() > until:
-                    return cfg, log.parent, kinds
-                time.sleep(0.1)
+            kinds = written(log, by_kind, lambda kinds: all(len(kinds.get(kind, [])) >= n for kind, n in least))
+            return cfg, log.parent, kinds
 
         return run
 
@@ -156,14 +170,4 @@ class TestWandb:
             wandb.finish()
         logs = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
         assert len(logs) == 2 and len({log.name for log in logs}) == 1
-        assert self.steps(logs[1]) == [4, 5, 6, 7]
-
-    def steps(self, log, seconds=30):
-        """Those of the losses in a log, which wandb's own process may still be writing."""
-        until = time.monotonic() + seconds
-        while True:
-            rows = [history(record) for record in records(log) if record.WhichOneof("record_type") == "history"]
-            steps = [row["trainer/global_step"] for row in rows if "train/loss" in row]
-            if len(steps) == 4 or time.monotonic() > until:
-                return steps
-            time.sleep(0.1)
+        assert written(logs[1], steps_of_losses, lambda steps: len(steps) == 4) == [4, 5, 6, 7]

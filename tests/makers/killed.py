@@ -27,7 +27,7 @@ def run(cfg, folder, patch, halts_at):
 
 
 def watch(log, halts_at):
-    """Each batch's number, counted from the run's beginning, its epoch and its keys: a line each, as it comes."""
+    """Each batch's number, counted from the beginning, its epoch and its keys: a line each. At `halts_at`, wait."""
     from lightning import Callback, Trainer
 
     class Watch(Callback):

@@ -3,15 +3,14 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from makers.programs import environment
 from makers.ranks import free_port
 from makers.system import overrides
 
 from open_kandinsky.runs import launch
 
-SRC = Path(__file__).parents[2] / "src"
 # The verb train, whose second process finds an error of ours at the third step.
 BROKEN = """
 from open_kandinsky import train
@@ -42,9 +41,8 @@ STARTERS = {
 def started(starter, program, root, folder, strategy):
     given = [part for part in overrides("prior", root) if not part.startswith("run_dir=")]
     given += ["data.val_path=null", "trainer.devices=2", f"strategy={strategy}"]
-    environment = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
     command = [*STARTERS[starter](), *program, *given]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.slow
@@ -81,11 +79,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("environment", "rank"), CASES)
-def test_a_process_knows_its_number_before_it_talks_to_another(monkeypatch, environment, rank):
+@pytest.mark.parametrize(("variables", "rank"), CASES)
+def test_a_process_knows_its_number_before_it_talks_to_another(monkeypatch, variables, rank):
     for name in OURS:
         monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert launch.rank() == rank
 
