@@ -1,7 +1,6 @@
 """generate writes each picture once, knows its own request again, and says what is wrong before it writes."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from makers.programs import environment
 from PIL import Image
 
 from open_kandinsky import configuration
@@ -19,8 +19,6 @@ from open_kandinsky.failures import message
 from open_kandinsky.generate import generate, main
 from open_kandinsky.load import load
 from open_kandinsky.weights import store
-
-SRC = Path(__file__).parents[1] / "src"
 
 
 @pytest.fixture
@@ -86,7 +84,7 @@ def test_weights_of_less_precision_draw_nearly_the_same_and_the_request_says_so(
 def test_without_a_compiler_nothing_is_compiled(asked, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match="there is no 'no-such-compiler': install one"):
-        generate(asked("compile=true"))
+        generate(asked("compile=true", "weights=nowhere"))  # before anything is read
 
 
 @pytest.mark.slow
@@ -96,7 +94,7 @@ def test_what_is_compiled_draws_the_same(asked, weights, tmp_path):
     plain = generate(asked())
     typed = ["prompts=[a red circle, a blue square]", f"weights={weights}", f"out={tmp_path / 'compiled'}"]
     program = [sys.executable, "-m", "open_kandinsky.generate", *typed, "steps=2", "prior_steps=2", "compile=true"]
-    subprocess.run(program, check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(SRC)})
+    subprocess.run(program, check=True, cwd=tmp_path, env=environment())
     for name in ("00000.png", "00001.png"):
         assert np.abs(pixels(plain / name) - pixels(tmp_path / "compiled" / name)).max() <= 1
 

@@ -28,7 +28,7 @@ from open_kandinsky.evaluation.gallery import Gallery, Picture
 from open_kandinsky.load import fingerprints, load
 from open_kandinsky.modes import MODES, Asked, Mode
 from open_kandinsky.modes.request import strings
-from open_kandinsky.pipeline import Pipeline
+from open_kandinsky.pipeline import Pipeline, compiling
 from open_kandinsky.pipeline.start import STRENGTH
 from open_kandinsky.weights import store
 from open_kandinsky.weights.devices import check_device
@@ -68,9 +68,9 @@ def draw(
     gallery: Gallery,
 ) -> None:
     """A batch of pictures into the gallery, each with what it was made by."""
-    chosen = {name: value for name, value in given(wanted, mode).items() if value is not None}
+    options = {name: value for name, value in given(wanted, mode).items() if value is not None}
     of_batch = [asked[picture.index] for picture in batch]
-    images = mode.draw(pipe, wanted, of_batch, chosen)
+    images = mode.draw(pipe, wanted, of_batch, options)
     shared = {"dtype": wanted["dtype"]} | parameters(wanted, mode, pipe)
     for picture, one, image in zip(batch, of_batch, images, strict=True):
         gallery.add([picture], [image], shared | one.made_from | {"size": image.size})
@@ -110,6 +110,8 @@ def check(wanted: Mapping[str, Any]) -> None:
     device = wanted["device"]
     for one in device.values() if isinstance(device, Mapping) else [device]:
         check_device(one)
+    if wanted["compile"]:
+        compiling.check(device, offload=wanted["offload"])
 
 
 def request(

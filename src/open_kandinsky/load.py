@@ -21,8 +21,7 @@ from yaml import YAMLError
 
 from open_kandinsky.configuration import CONF, refuse_foreign_targets
 from open_kandinsky.networks.condition import ImageCondition
-from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling
-from open_kandinsky.pipeline.compiling import compiled
+from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling, compiling
 from open_kandinsky.weights import checkpoint, checkpoint_folder, store
 from open_kandinsky.weights import source as sources
 from open_kandinsky.weights.devices import Device, Turns, at_home, one, placed
@@ -43,7 +42,6 @@ class Picks(NamedTuple):
     ours: Callable[[Path], Picked]
 
 
-COMPILED = ("prior", "decoder", "movq")
 USUAL = Picks(movqgan.raw, checkpoint.usual)
 
 
@@ -63,8 +61,8 @@ def load(
     sum, and wait in main memory. With `compile` prior, decoder and MoVQ go through torch.compile: for many pictures of
     one size. Raises ValueError for a folder that is none, lacks a part, or holds parts that do not fit together.
     """
-    if offload and compile:
-        raise ValueError("offload and compile: what is compiled keeps its place; choose one of them")
+    if compile:
+        compiling.check(device, offload=offload)
     parts = find(source)
     agree(parts)
     devices = placed(device)
@@ -74,7 +72,8 @@ def load(
         made = {part: turns.seat(network(found, dtype)) for part, found in parts.items()}
     else:
         made = {part: network(found, dtype).to(devices[part]) for part, found in parts.items()}
-        made = {part: compiled(each) if compile and part in COMPILED else each for part, each in made.items()}
+        for part in compiling.PARTS if compile else ():
+            made[part] = compiling.compiled(made[part])
         made = {part: each if devices[part] == home else at_home(each, home) for part, each in made.items()}
     diffusions = {part: diffusion(parts[part], part, made[part], home) for part in ("prior", "decoder")}
     return Pipeline(
