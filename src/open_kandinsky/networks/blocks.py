@@ -16,6 +16,13 @@ def channels_last(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def lay_out(network: nn.Module) -> None:
+    """Its convolutions' weights in channels_last, too: else each step of a training lays them out anew."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = channels_last(parameter.data)
+
+
 def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     """Start at 0, so that a block starts as its skip."""
     for parameter in layer.parameters():

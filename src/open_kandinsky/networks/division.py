@@ -48,13 +48,15 @@ def own(x: Tensor) -> Tensor:
 
 
 def divided(x: Tensor, like: Tensor) -> Tensor:
-    """A tensor that every process holds in one piece, on `like`'s device and sharded as `like` is. Nothing is sent.
+    """A tensor that every process holds in one piece, on `like`'s device, laid out and sharded as it. Nothing is sent.
 
     One that is sharded already stays so.
     """
     x = x.to(like.device)
-    if isinstance(x, DTensor) or not isinstance(like, DTensor):
+    if isinstance(x, DTensor):
         return x
+    if not isinstance(like, DTensor):
+        return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)
     return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
 
 

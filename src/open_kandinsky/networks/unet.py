@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from open_kandinsky.networks.attention import KV, ContextAttention
-from open_kandinsky.networks.blocks import GROUPS, FilmBlock, Upsample, channels_last, zeroed
+from open_kandinsky.networks.blocks import GROUPS, FilmBlock, Upsample, channels_last, lay_out, zeroed
 from open_kandinsky.networks.embedding import Standardise, TimeEmbedding
 
 
@@ -98,6 +98,7 @@ class UNet(nn.Module):
 
         self.norm_out = nn.GroupNorm(GROUPS, channels, eps=1e-5)
         self.conv_out = zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
+        lay_out(self)
 
     def units(self) -> list[nn.Module]:
         """In the order in which `forward` meets them."""

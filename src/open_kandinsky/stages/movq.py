@@ -18,7 +18,7 @@ from open_kandinsky.stages.adversary_weight import Weight, entered
 from open_kandinsky.stages.codes import Revival, Usage, drawn
 from open_kandinsky.stages.engine import Engine
 from open_kandinsky.stages.freezing import freeze_all_but
-from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, clippable
+from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, trainable
 from open_kandinsky.stages.penalties import Bout
 from open_kandinsky.stages.pixel_loss import PixelLoss
 from open_kandinsky.stages.processes import mean
@@ -127,9 +127,12 @@ class MoVQStage(LightningModule):
             self.revival(self.network.codebook, self.usage.counts, draw)
             self.usage.counts.zero_()
 
-    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Latents, and the pictures that they become, in [-1, 1]."""
         pixels = batch["pixels"]
-        x, y = (((p.clamp(-1, 1) + 1) / 2).float() for p in (self.network.decode(self.network.encode(pixels)), pixels))
+        z = self.network.encode(pixels)
+        made = self.network.decode(z).clamp(-1, 1)
+        x, y = (((p.clamp(-1, 1) + 1) / 2).float() for p in (made, pixels))
         figures = {
             "psnr": peak_signal_noise_ratio(x, y, data_range=1.0, dim=(1, 2, 3)),  # of each picture
             "ssim": structural_similarity_index_measure(x, y, data_range=1.0),
@@ -137,9 +140,10 @@ class MoVQStage(LightningModule):
         }
         for name, figure in figures.items():
             self.log(f"val/{name}", figure, prog_bar=name == "psnr", batch_size=len(x), sync_dist=True)
+        return {"z": z, "made": made}
 
     def configure_optimizers(self) -> Any:
         modules = (self.network, self.discriminator)
-        made = [clippable(self.optimizer([p for p in m.parameters() if p.requires_grad])) for m in modules]
+        made = [trainable(self.optimizer([p for p in m.parameters() if p.requires_grad])) for m in modules]
         named = zip(("train/lr", "train/lr_adversary"), self.lr_schedules, made, strict=True)
         return made, [{"scheduler": schedule(optimizer), "name": name} for name, schedule, optimizer in named]

@@ -4,9 +4,11 @@ import math
 from collections.abc import Callable, Iterable
 
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from open_kandinsky.networks.division import divided
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeSchedule = Callable[[Optimizer], LRScheduler]
@@ -29,19 +31,28 @@ def warmup_constant(optimizer: Optimizer, *, warmup: int) -> LRScheduler:
     return LambdaLR(optimizer, lambda step: min((step + 1) / max(warmup, 1), 1))
 
 
-def clippable(optimizer: Optimizer) -> Optimizer:
-    """The same, whose gradients may be clipped in mixed precision.
+def trainable(optimizer: Optimizer) -> Optimizer:
+    """The same, whose gradients may be clipped in mixed precision, and which resumes from weights of another layout.
 
     Lightning refuses to clip for a fused optimiser, which could unscale gradients itself. Here a scaler does that,
     where there is one: in bf16 there is none.
     """
     optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.register_load_state_dict_post_hook(lay_out)
     return optimizer
+
+
+def lay_out(optimizer: Optimizer) -> None:
+    """Moments as their weights are: torch's fused optimisers read both by address, and do not ask for strides."""
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                state[name] = divided(value, weight)
 
 
 def stepwise(
     parameters: Iterable[nn.Parameter], optimizer: MakeOptimizer, lr_schedule: MakeSchedule
 ) -> OptimizerLRScheduler:
     """For `configure_optimizers`: the rate moves every step, not every epoch."""
-    made = clippable(optimizer([p for p in parameters if p.requires_grad]))
+    made = trainable(optimizer([p for p in parameters if p.requires_grad]))
     return {"optimizer": made, "lr_scheduler": {"scheduler": lr_schedule(made), "interval": "step", "name": "train/lr"}}

@@ -29,7 +29,7 @@ class Codes(Callback):
         if self.usage is None:
             self.usage = CodeUsage(codes=codebook.embedding.num_embeddings).to(batch["pixels"].device)
         with trainer.precision_plugin.forward_context():
-            self.usage.update(codebook.nearest(network.encode(batch["pixels"])))
+            self.usage.update(codebook.nearest(outputs["z"]))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.usage is not None:
@@ -53,8 +53,6 @@ class Perceptual(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        pixels, network = batch["pixels"], pl_module.network
-        with trainer.precision_plugin.forward_context():
-            made: Tensor = network.decode(network.encode(pixels)).clamp(-1, 1)  # type: ignore[operator]
-        figure = self.distance.to(pixels.device)(made.float(), pixels).mean()
+        pixels = batch["pixels"]
+        figure = self.distance.to(pixels.device)(outputs["made"].float(), pixels).mean()
         pl_module.log("val/lpips", figure, batch_size=len(pixels), sync_dist=True)
