@@ -1,16 +1,15 @@
 """What a training step costs, counted and not measured: FLOPs, memory, and GPU hours at an assumed share of the peak.
 
-    python benchmarks/cost.py experiment=decoder_21_256 [more overrides]        (make memory ARGS="experiment=...")
+    python benchmarks/cost.py experiment=kandinsky21/decoder_256 data.path=none       (make memory ARGS="...")
 
 The stage of any training configuration runs one step on tensors that hold nothing, under bf16 autocast; PyTorch's
-counter adds up matrix products, convolutions and attention, forward and backward. Activations are what autograd keeps.
-Hours are FLOPs / (peak x 40 %): a derivation. What a run reaches, its own speed/mfu says.
+counter adds up matrix products, convolutions and attention, forward and backward. Activations are what autograd keeps
+where nothing is recomputed, and what is left of them with engine=recompute; engine=budget is anything between. Hours
+are FLOPs / (peak x 40 %): a derivation. What a run reaches, its own speed/mfu says.
 """
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -22,10 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from open_kandinsky import configuration
+from open_kandinsky.stages.recomputing import GB, Budget, saved, storages
 
 PEAK = {"A100": 312e12, "H100": 989e12}  # dense bf16, FLOP/s, by NVIDIA's data sheets
 SHARE = 0.4  # of the peak: an assumption
-GB = 1e9
 
 
 class Cost(NamedTuple):
@@ -33,6 +32,7 @@ class Cost(NamedTuple):
 
     flops: int  # forward and backward
     activations: int  # bytes
+    inside: int  # bytes of them that are inside of blocks: engine=recompute does not keep these
     weights: int  # numbers that are trained
     copies: int  # bytes: the weights in bf16, which autocast keeps for the backward pass
 
@@ -42,32 +42,29 @@ def counted(stage: LightningModule, cfg: DictConfig) -> Cost:
     (flops, one), (_, three) = (step(stage, empty_batch(cfg, n)) for n in (1, 3))
     activations = (three - one) // 2
     trained = sum(p.numel() for p in stage.parameters() if p.requires_grad)
-    return Cost(flops, activations, trained, one - activations)
+    return Cost(flops, activations, inside_blocks(stage, cfg), trained, one - activations)
+
+
+def inside_blocks(stage: LightningModule, cfg: DictConfig) -> int:
+    """Bytes of activations that one more example adds between a block's inputs and its outputs."""
+    budget, found = Budget(gigabytes=0), []
+    for unit in stage.network.units():  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        budget(unit, 0)
+    for n in (1, 3):
+        with torch.autocast("cpu", torch.bfloat16):
+            stage.training_step(empty_batch(cfg, n), 0)
+        found.append(sum(cost.inside for cost in budget.costs.values()))
+        budget.costs.clear()
+    return (found[1] - found[0]) // 2
 
 
 def step(stage: LightningModule, batch: dict[str, Any]) -> tuple[int, int]:
     """FLOPs, and bytes that autograd keeps beside the weights."""
     stage.null.set(**nulls(batch))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-    with FlopCounterMode(display=False) as flops, kept() as sizes, torch.autocast("cpu", torch.bfloat16):
+    with FlopCounterMode(display=False) as flops, saved() as sizes, torch.autocast("cpu", torch.bfloat16):
         stage.training_step(batch, 0).backward()
-    own = {p.untyped_storage()._cdata for p in stage.parameters()}
+    own = storages(stage.parameters())
     return flops.get_total_flops(), sum(size for name, size in sizes.items() if name not in own)
-
-
-@contextmanager
-def kept() -> Iterator[dict[int, int]]:
-    """Bytes of each storage that autograd keeps for the backward pass."""
-    sizes: dict[int, int] = {}
-    held = []  # so that no two storages have one address
-
-    def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        sizes[storage._cdata] = storage.nbytes()
-        held.append(storage)
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        yield sizes
 
 
 def empty_batch(cfg: DictConfig, n: int) -> dict[str, Any]:
@@ -102,6 +99,7 @@ def report(cfg: DictConfig, cost: Cost) -> dict[str, Any]:
         "GB of bf16 copies": round(cost.copies / GB, 2),
         "MB of activations an example": round(cost.activations / 1e6, 1),
         f"GB of activations at batch_size={batch}": round(cost.activations * batch / GB, 1),
+        "the same with engine=recompute": round((cost.activations - cost.inside) * batch / GB, 1),
         "examples": examples,
     } | {name: round(value, 1) for name, value in hours.items()}
 

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.utils import instantiate
+from makers.system import config, stage
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CLAIMS = sorted((BENCHMARKS / "claims").glob("*.py"))
@@ -40,6 +43,27 @@ def test_the_results_of_this_repository_are_of_claims_that_are_there():
     assert all({"machine", "commit", *FIGURES} <= entry.keys() for entry in entries)
 
 
+def test_the_table_says_what_the_results_say():
+    results = json.loads((BENCHMARKS / "results.json").read_text())
+    assert module("table").table(results) in (BENCHMARKS / "README.md").read_text()
+
+
+def counted(part, *more):
+    cost, cfg = module("cost"), config(part, "runs", *more)
+    with FakeTensorMode():
+        return cost.counted(instantiate(cfg.stage, _convert_="all"), cfg)
+
+
+def test_memory_is_counted_of_any_stage():
+    """A linear prior makes one product forward and one for its weights' gradient, and has no blocks."""
+    one = counted("prior_linear")
+    assert one.flops == 2 * 2 * 32 * 32 and one.weights == 32 * 32 + 32 and one.inside == 0
+    for part in ("prior", "decoder"):
+        cost = counted(part)
+        assert cost.weights == sum(p.numel() for p in stage(part).network.parameters())
+        assert 0.2 * cost.activations < cost.inside < cost.activations
+
+
 def is_number_or_null(value):
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
@@ -58,3 +82,15 @@ def test_a_claim_says_what_results_hold(file, tmp_path):
         assert all(is_number_or_null(entry[name]) for name in FIGURES)
         assert entry["ratio"] is None or entry["ratio"] > 0
     assert len({entry["claim"] for entry in entries}) == len(entries)
+
+
+@pytest.mark.slow
+def test_a_profile_has_a_row_for_each_part():
+    program = [sys.executable, str(BENCHMARKS / "profile_parts.py"), "--quick"]
+    rows = subprocess.run(program, check=True, capture_output=True, text=True).stdout.splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("| ")]
+    names, *parts = cells
+    assert len(parts) == 5 and {len(row) for row in cells} == {len(names)}
+    for row in parts:
+        shares = [int(cell.removesuffix("%")) for cell in row if cell.endswith("%")]
+        assert len(shares) == 7 and abs(sum(shares) - 100) <= 4  # each is rounded

@@ -91,7 +91,8 @@ def test_a_file_is_gone_on_from_sharded(tmp_path):
 @pytest.mark.parametrize(
     ("case", "way", "strategy"),
     [(case, way, "fsdp") for case in ("prior", "decoder") for way in ("recompute", "compile_recompute")]
-    + [("decoder", "compile", "single"), ("movq", "recompute", "single")],
+    + [("decoder", "compile", "single"), ("movq", "recompute", "single")]
+    + [("prior", "budget", "fsdp"), ("decoder", "compile_budget", "fsdp")],
 )
 def test_recomputed_and_compiled_networks_train_alike(case, way, strategy):
     """With the same names in their state dicts."""

@@ -8,7 +8,6 @@ from lightning import LightningModule
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.utils.checkpoint import checkpoint
 
 from open_kandinsky.networks.division import Divided
 
@@ -27,11 +26,6 @@ class Way(Protocol):
     """One change to how a unit runs; neither its parameters nor their names change."""
 
     def __call__(self, unit: nn.Module, count: int) -> None: ...
-
-
-def recompute(unit: nn.Module, count: int) -> None:
-    """Keep a unit's inputs alone for the backward pass, and run it again there: less memory, a third more work."""
-    unit.forward = partial(checkpoint, unit.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 class Compiled:
@@ -79,6 +73,7 @@ def shard(network: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     """
     if precision not in IN_BLOCKS:
         raise ValueError(f"trainer.precision={precision} with strategy=fsdp: choose one of {', '.join(IN_BLOCKS)}")
+    network.to(memory_format=torch.contiguous_format)  # FSDP2 takes no others
     split = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
     if isinstance(network, Divided):
         if apart := list(network.apart()):
