@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -40,7 +39,6 @@ from open_kandinsky.weights.devices import take_device
 from open_kandinsky.weights.part import Part
 
 ENCODERS = {"clip": Clip, "movq": MoVQ, "text": MultilingualClip}
-TYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
 CLAIMS = ".claims"
 CHOICES = {"latents": ("float16", "float32"), "precision": ("float32", "bfloat16")}
 
@@ -153,8 +151,8 @@ def encoders(cfg: DictConfig, parts: Mapping[str, Part]) -> tuple[Encoders, Prep
         movq=made.get("movq"),
         text=made.get("text", clip),
         keep=kept(cfg.text_states),
-        latents=TYPES[cfg.latents],
-        precision=TYPES[cfg.precision],
+        latents=store.DTYPES[cfg.latents],
+        precision=store.DTYPES[cfg.precision],
         device=cfg.device,
     )
     return networks, Prepare(transforms, list(cfg.caption_places))
