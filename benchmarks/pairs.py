@@ -1,16 +1,18 @@
 """Networks of ours beside diffusers', of the same random weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import PriorTransformer, UNet2DConditionModel, VQModel
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from timing import Effort
 from torch import nn
 
 from open_kandinsky import configuration
 from open_kandinsky.diffusion.process import before
+from open_kandinsky.pipeline.compiling import compiled
 from open_kandinsky.weights.diffusers import config, keys
 from open_kandinsky.weights.keymap import Rule
 
@@ -57,6 +59,15 @@ def movq(choice: str) -> Pair:
     theirs = VQModel.from_config(config.as_movq(cfg, 256))
     rules = keys.movq(levels=4, blocks=cfg["blocks"], attention_levels=cfg["attention_levels"])
     return paired(ours, theirs, rules)
+
+
+def ways(effort: Effort, *networks: nn.Module) -> Iterator[str]:
+    """As they are, and from then on compiled: that takes minutes, and is not for quick mode."""
+    yield "as it is"
+    if not effort.quick:
+        for network in networks:
+            compiled(network.requires_grad_(False))
+        yield "compiled"
 
 
 def in_float64(scheduler: Any, alpha_bar: torch.Tensor) -> Any:

@@ -13,11 +13,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pairs import greatest_error, tensors, unet  # noqa: E402
+from pairs import greatest_error, tensors, unet, ways  # noqa: E402
 from timing import Effort, Entry, compared, main  # noqa: E402
 
 from open_kandinsky.networks.unet import UNet  # noqa: E402
-from open_kandinsky.pipeline.compiling import compiled  # noqa: E402
 
 SHAPES = {"x": (2, 4, 32, 32), "image_emb": (2, 768), "text_emb": (2, 768), "text_tokens": (2, 77, 1024)}
 GOALS = {128: (1.5, 3.0), 384: (1.1, 3.0)}  # channels -> float32, bfloat16
@@ -39,12 +38,12 @@ def claims(effort: Effort) -> Iterator[Entry]:
 def at(channels: int, dtype: torch.dtype, goal: float, effort: Effort) -> Iterator[Entry]:
     """Networks of its own: at 384 channels each is 5 GB, and what is compiled is held twice."""
     pair, x = unet(channels), tensors(SHAPES)
-    ours = pair.ours.requires_grad_(False).to(dtype, memory_format=torch.channels_last)
+    ours = pair.ours.to(dtype, memory_format=torch.channels_last)
     added = {"image_embeds": x["image_emb"], "text_embeds": x["text_emb"]}
     theirs = lambda: pair.theirs(x["x"], T, x["text_tokens"], added_cond_kwargs=added).sample  # noqa: E731
-    for how in ("as it is",) if effort.quick else ("as it is", "compiled"):
+    for how in ways(effort, ours):
         with torch.inference_mode():
-            run = forward(compiled(ours) if how == "compiled" else ours, dtype)
+            run = forward(ours, dtype)
             told = f"decoder U-Net forward, {channels} channels, {str(dtype).removeprefix('torch.')}, {how}"
             yield compared(told, run, theirs, goal, effort, greatest_error)
     torch._dynamo.reset()

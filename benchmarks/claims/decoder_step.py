@@ -6,6 +6,7 @@ Same weights, batch, draws, loss (squared error of the noise), clipping and rate
 `error_last` of the last, after as many updates.
 """
 
+import gc
 import statistics
 import sys
 import time
@@ -113,8 +114,8 @@ class Turns(Callback):
 
 
 def measured(pair: Pair, channels: int, side: int, precision: str, steps: int) -> Turns:
-    typed = [*CHOSEN, f"stage.network.channels={channels}", f"stage.network.emb={4 * channels}"]
-    cfg: Any = configuration.compose("train", [*typed, f"trainer.precision={precision}"])
+    sizes = [f"stage.network.channels={channels}", f"stage.network.emb={4 * channels}"]
+    cfg: Any = configuration.compose("train", [*CHOSEN, *sizes, f"trainer.precision={precision}"])
     stage = make(cfg.stage)
     stage.network.load_state_dict(pair.ours.state_dict())
     watch = Turns(pair.theirs)
@@ -131,6 +132,8 @@ def claims(effort: Effort) -> Iterator[Entry]:
         watch = measured(unet(channels), channels, side, precision, effort.repeats + 1)
         times, ratios = watch.times[1:], sorted(theirs / ours for ours, theirs in watch.times[1:])
         ours_s, theirs_s = (statistics.median(side) for side in zip(*times, strict=True))
+        del watch.example, watch.theirs  # 3 GB of theirs, and as much of ours in what refers to it
+        gc.collect()
         errors = [abs(ours - theirs) / theirs for ours, theirs in watch.losses]
         yield {
             "claim": f"decoder training step, {channels} channels, batch {BATCH}, {precision}",

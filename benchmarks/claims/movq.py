@@ -11,16 +11,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pairs import greatest_error, movq, tensors  # noqa: E402
+from pairs import greatest_error, movq, tensors, ways  # noqa: E402
 from timing import Effort, Entry, compared, main  # noqa: E402
-
-from open_kandinsky.pipeline.compiling import compiled  # noqa: E402
 
 
 def claims(effort: Effort) -> Iterator[Entry]:
     pair, side = movq("movq_67m"), 64 if effort.quick else 256
     x = tensors({"pixels": (2, 3, side, side), "z": (2, 4, side // 8, side // 8)})
-    ours = pair.ours.requires_grad_(False).to(memory_format=torch.channels_last)
+    ours = pair.ours.to(memory_format=torch.channels_last)
     last = {name: value.to(memory_format=torch.channels_last) for name, value in x.items()}
     turns = {
         "encode": (lambda: ours.encode(last["pixels"]), lambda: pair.theirs.encode(x["pixels"]).latents),
@@ -29,9 +27,7 @@ def claims(effort: Effort) -> Iterator[Entry]:
             lambda: pair.theirs.decode(x["z"], force_not_quantize=True).sample,
         ),
     }
-    for how in ("as it is",) if effort.quick else ("as it is", "compiled"):
-        if how == "compiled":
-            compiled(ours)
+    for how in ways(effort, ours):
         with torch.inference_mode():
             for name, (a, b) in turns.items():
                 told = f"MoVQ {name}, 67M, {side} px, 2 pictures, float32, {how}"

@@ -17,13 +17,12 @@ from diffusers import DDIMScheduler, KandinskyPipeline
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import prior_sampling  # noqa: E402
-from pairs import Pair, greatest_error, in_float64, movq, prior, tensors, unet  # noqa: E402
+from pairs import Pair, greatest_error, in_float64, movq, prior, tensors, unet, ways  # noqa: E402
 from timing import Effort, Entry, compared, main  # noqa: E402
 
 from open_kandinsky.diffusion.parameterisation import X0, Eps, LearnedRange  # noqa: E402
 from open_kandinsky.diffusion.schedule import linear  # noqa: E402
 from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling  # noqa: E402
-from open_kandinsky.pipeline.compiling import compiled  # noqa: E402
 
 ALPHA_BAR = linear(T=1000, beta_min=0.00085, beta_max=0.012)
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear", "steps_offset": 1}
@@ -103,10 +102,7 @@ def claims(effort: Effort) -> Iterator[Entry]:
     clip = Reads(*prior_sampling.captions(n))
     text = Reads(drawn["tokens"], drawn["emb"], clip.mask)
     few = effort._replace(repeats=min(effort.repeats, 2))  # theirs takes a minute
-    for how in ("as it is",) if effort.quick else ("as it is", "compiled"):
-        if how == "compiled":
-            for pair in pairs.values():
-                compiled(pair.ours.requires_grad_(False))
+    for how in ways(effort, *(pair.ours for pair in pairs.values())):
         with torch.inference_mode():
             a, b = (make(pairs, steps, size, clip, text, drawn) for make in (ours, theirs))
             sizes = f"{channels} channels, {steps[0]} + {steps[1]} steps, {size} px, {n} pictures"
