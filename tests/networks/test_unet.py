@@ -100,9 +100,12 @@ def test_channels_last_gives_the_same():
     network = unet(levels=3).double()
     x_t, t, *condition = (x.double() if x.is_floating_point() else x for x in inputs())
     expected = network(x_t, t, network.context(*condition))
-    network = network.to(memory_format=torch.channels_last)
-    out = network(x_t.to(memory_format=torch.channels_last), t, network.context(*condition))
+    network, layouts = network.to(memory_format=torch.channels_last), []
+    for block in network.units():
+        block.register_forward_hook(lambda _, __, h: layouts.append(h.is_contiguous(memory_format=torch.channels_last)))
+    out = network(x_t, t, network.context(*condition))
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    assert layouts and all(layouts)  # maps follow weights
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])

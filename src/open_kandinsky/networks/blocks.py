@@ -2,25 +2,12 @@
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 GROUPS = 32  # of every GroupNorm in Kandinsky: widths are its multiples
-
-
-def channels_last(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """The same numbers, laid out as convolutions are fastest; what follows keeps the layout."""
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def lay_out(network: nn.Module) -> None:
-    """Its convolutions' weights in channels_last, too: else each step of a training lays them out anew."""
-    for parameter in network.parameters():
-        if parameter.ndim == 4:
-            parameter.data = channels_last(parameter.data)
 
 
 def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from open_kandinsky.networks.attention import KV, ContextAttention
-from open_kandinsky.networks.blocks import GROUPS, FilmBlock, Upsample, channels_last, lay_out, zeroed
+from open_kandinsky.networks.blocks import GROUPS, FilmBlock, Upsample, zeroed
 from open_kandinsky.networks.embedding import Standardise, TimeEmbedding
 
 
@@ -98,7 +98,6 @@ class UNet(nn.Module):
 
         self.norm_out = nn.GroupNorm(GROUPS, channels, eps=1e-5)
         self.conv_out = zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
-        lay_out(self)
 
     def units(self) -> list[nn.Module]:
         """In the order in which `forward` meets them."""
@@ -130,7 +129,7 @@ class UNet(nn.Module):
         def run(block: Any, h: Tensor) -> Tensor:
             return block(h, emb, None if block.attention is None else next(kv))
 
-        h = self.conv_in(channels_last(x_t))
+        h = self.conv_in(x_t)
         skips = [h]
         for block in self.down:
             h = run(block, h)

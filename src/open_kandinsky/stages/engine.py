@@ -44,7 +44,8 @@ class Compiled:
 class Engine:
     """What is done to each of a stage's networks once, before its first step; `ways` in turn, then sharding.
 
-    A network that is not `Divided` is one unit, which is sharded alone.
+    A network that is not `Divided` is one unit, which is sharded alone. On a GPU what is not sharded, which FSDP2 takes
+    as it is only, is in channels_last; a CPU trains faster without (benchmarks/README.md).
     """
 
     def __init__(self, *, ways: list[Way]) -> None:
@@ -63,6 +64,8 @@ class Engine:
                     way(unit, len(units))
             if stage.device_mesh is not None:
                 shard(network, stage.device_mesh["data_parallel"], str(stage.trainer.precision))
+            elif stage.trainer.strategy.root_device.type == "cuda":
+                network.to(memory_format=torch.channels_last)  # what convolutions are given follows their weights
 
 
 def shard(network: nn.Module, mesh: DeviceMesh, precision: str) -> None:
@@ -73,7 +76,6 @@ def shard(network: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     """
     if precision not in IN_BLOCKS:
         raise ValueError(f"trainer.precision={precision} with strategy=fsdp: choose one of {', '.join(IN_BLOCKS)}")
-    network.to(memory_format=torch.contiguous_format)  # FSDP2 takes no others
     split = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
     if isinstance(network, Divided):
         if apart := list(network.apart()):
