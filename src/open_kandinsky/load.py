@@ -21,7 +21,8 @@ from yaml import YAMLError
 
 from open_kandinsky.configuration import CONF, refuse_foreign_targets
 from open_kandinsky.networks.condition import ImageCondition
-from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling, compiling
+from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling, compiling, packing
+from open_kandinsky.pipeline.compiling import DRAWING
 from open_kandinsky.weights import checkpoint, checkpoint_folder, store
 from open_kandinsky.weights import source as sources
 from open_kandinsky.weights.devices import Device, Turns, at_home, one, placed
@@ -59,7 +60,8 @@ def load(
     `device` may be a mapping, too; the parts that it does not name are where "" is, or on the CPU, and all results are
     where the decoder is. With `offload` the parts take turns on the one device, where the largest must fit and not the
     sum, and wait in main memory. With `compile` prior, decoder and MoVQ go through torch.compile: for many pictures of
-    one size. Raises ValueError for a folder that is none, lacks a part, or holds parts that do not fit together.
+    one size. Without it, those on a CPU hold their weights as it multiplies them, and cannot be trained; what `trained`
+    gives can. Raises ValueError for a folder that is none, lacks a part, or holds parts that do not fit together.
     """
     if compile:
         compiling.check(device, offload=offload)
@@ -72,8 +74,8 @@ def load(
         made = {part: turns.seat(network(found, dtype)) for part, found in parts.items()}
     else:
         made = {part: network(found, dtype).to(devices[part]) for part, found in parts.items()}
-        for part in compiling.PARTS if compile else ():
-            made[part] = compiling.compiled(made[part])
+        for part in DRAWING:
+            made[part] = (compiling.compiled if compile else packing.packed)(made[part])
         made = {part: each if devices[part] == home else at_home(each, home) for part, each in made.items()}
     diffusions = {part: diffusion(parts[part], part, made[part], home) for part in ("prior", "decoder")}
     return Pipeline(

@@ -11,7 +11,7 @@ import torch._inductor.config
 
 from open_kandinsky.weights.devices import Device, placed
 
-PARTS = ("prior", "decoder", "movq")
+DRAWING = ("prior", "decoder", "movq")
 REPEATED = ("forward", "encode", "decode")  # what drawing asks of U-Net, prior and MoVQ
 
 
@@ -20,7 +20,7 @@ def check(device: Device | Mapping[str, Device], *, offload: bool) -> None:
     if offload:
         raise ValueError("offload and compile: what is compiled keeps its place; choose one of them")
     devices, compiler = placed(device), os.environ.get("CXX", "g++")
-    if any(torch.device(devices[part]).type == "cpu" for part in PARTS) and not shutil.which(compiler):
+    if any(torch.device(devices[part]).type == "cpu" for part in DRAWING) and not shutil.which(compiler):
         raise ValueError(f"compile=true: on a CPU it needs a C++ compiler, and there is no {compiler!r}: install one")
 
 
