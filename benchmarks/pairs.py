@@ -1,5 +1,6 @@
 """Networks of ours beside diffusers', of the same random weights."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import nn
 from open_kandinsky import configuration
 from open_kandinsky.diffusion.process import before
 from open_kandinsky.pipeline.compiling import compiled
+from open_kandinsky.pipeline.packing import packed
 from open_kandinsky.weights.diffusers import config, keys
 from open_kandinsky.weights.keymap import Rule
 
@@ -61,13 +63,11 @@ def movq(choice: str) -> Pair:
     return paired(ours, theirs, rules)
 
 
-def ways(effort: Effort, *networks: nn.Module) -> Iterator[str]:
-    """As they are, and from then on compiled: that takes minutes, and is not for quick mode."""
-    yield "as it is"
+def ways(effort: Effort, *networks: nn.Module) -> Iterator[tuple[str, list[Any]]]:
+    """As `load` has them on a CPU, and then compiled: that takes minutes and memory, and is not for quick mode."""
+    yield "as it is", [packed(copy.deepcopy(network)) for network in networks]
     if not effort.quick:
-        for network in networks:
-            compiled(network.requires_grad_(False))
-        yield "compiled"
+        yield "compiled", [compiled(network.requires_grad_(False)) for network in networks]
 
 
 def in_float64(scheduler: Any, alpha_bar: torch.Tensor) -> Any:

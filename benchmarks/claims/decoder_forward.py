@@ -7,6 +7,7 @@ projects it anew at each step. Ours in float32 and with weights of bfloat16 (`dt
 
 import sys
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -36,14 +37,14 @@ def claims(effort: Effort) -> Iterator[Entry]:
 
 
 def at(channels: int, dtype: torch.dtype, goal: float, effort: Effort) -> Iterator[Entry]:
-    """Networks of its own: at 384 channels each is 5 GB, and what is compiled is held twice."""
+    """Networks of its own: at 384 channels each is 5 GB, where what is compiled would be held twice."""
     pair, x = unet(channels), tensors(SHAPES)
     ours = pair.ours.to(dtype, memory_format=torch.channels_last)
     added = {"image_embeds": x["image_emb"], "text_embeds": x["text_emb"]}
     theirs = lambda: pair.theirs(x["x"], T, x["text_tokens"], added_cond_kwargs=added).sample  # noqa: E731
-    for how in ways(effort, ours):
+    for how, (network,) in ways(effort, ours) if channels < 384 else islice(ways(effort, ours), 1):
         with torch.inference_mode():
-            run = forward(ours, dtype)
+            run = forward(network, dtype)
             told = f"decoder U-Net forward, {channels} channels, {str(dtype).removeprefix('torch.')}, {how}"
             yield compared(told, run, theirs, goal, effort, greatest_error)
     torch._dynamo.reset()

@@ -5,6 +5,7 @@ Ours as it is and compiled (`compile=true`). `error` is the greatest difference 
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,16 +19,14 @@ from timing import Effort, Entry, compared, main  # noqa: E402
 def claims(effort: Effort) -> Iterator[Entry]:
     pair, side = movq("movq_67m"), 64 if effort.quick else 256
     x = tensors({"pixels": (2, 3, side, side), "z": (2, 4, side // 8, side // 8)})
-    ours = pair.ours.to(memory_format=torch.channels_last)
-    last = {name: value.to(memory_format=torch.channels_last) for name, value in x.items()}
-    turns = {
-        "encode": (lambda: ours.encode(last["pixels"]), lambda: pair.theirs.encode(x["pixels"]).latents),
-        "decode": (
-            lambda: ours.decode(last["z"]),
-            lambda: pair.theirs.decode(x["z"], force_not_quantize=True).sample,
-        ),
-    }
-    for how in ways(effort, ours):
+    for how, (ours,) in ways(effort, pair.ours.to(memory_format=torch.channels_last)):
+        turns = {
+            "encode": (partial(ours.encode, x["pixels"]), lambda: pair.theirs.encode(x["pixels"]).latents),
+            "decode": (
+                partial(ours.decode, x["z"]),
+                lambda: pair.theirs.decode(x["z"], force_not_quantize=True).sample,
+            ),
+        }
         with torch.inference_mode():
             for name, (a, b) in turns.items():
                 told = f"MoVQ {name}, 67M, {side} px, 2 pictures, float32, {how}"

@@ -21,6 +21,7 @@ from open_kandinsky.diffusion.parameterisation import X0  # noqa: E402
 from open_kandinsky.diffusion.schedule import cosine  # noqa: E402
 from open_kandinsky.pipeline.diffusion import Diffusion, Sampling  # noqa: E402
 from open_kandinsky.pipeline.layer import guiding  # noqa: E402
+from open_kandinsky.pipeline.packing import packed  # noqa: E402
 
 SCHEDULER = {"variance_type": "fixed_small_log", "prediction_type": "sample", "clip_sample_range": 10.0}
 GOALS = {128: 8.0, 512: 8.0, 2048: 10.0}  # by width
@@ -56,13 +57,14 @@ def theirs(pair: Pair, tokens: torch.Tensor, emb: torch.Tensor, mask: torch.Tens
 
 
 def ours(pair: Pair, tokens: torch.Tensor, emb: torch.Tensor, mask: torch.Tensor):
-    made = Diffusion(pair.ours, ALPHA_BAR, X0(), SAMPLING)
+    network = packed(pair.ours)  # as `load` has it on a CPU
+    made = Diffusion(network, ALPHA_BAR, X0(), SAMPLING)
     n = len(tokens) - 1
 
     def run() -> torch.Tensor:
         generator = torch.Generator().manual_seed(3)
         draws = (torch.randn(n, 768, generator=generator) for _ in iter(int, 1))
-        prefix = guiding(pair.ours.prefix(tokens, emb, mask), n, guided=True)
+        prefix = guiding(network.prefix(tokens, emb, mask), n, guided=True)
         return made.sample(prefix, next(draws), draws, SAMPLING)
 
     return run

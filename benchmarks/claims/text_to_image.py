@@ -45,9 +45,7 @@ class Reads:
         return torch.zeros(1, 768)
 
 
-def ours(pairs: dict[str, Pair], steps: tuple[int, int], size: int, clip: Reads, text: Reads, drawn: Any) -> Run:
-    """As `load` places them: convolutions in channels_last."""
-    networks = {name: pair.ours.to(memory_format=torch.channels_last) for name, pair in pairs.items()}
+def ours(networks: dict[str, Any], steps: tuple[int, int], size: int, clip: Reads, text: Reads, drawn: Any) -> Run:
     of_prior = Sampling(steps=steps[0], scale=4.0, sampler="ddpm", clamp=CLAMP)
     of_decoder = Sampling(steps=steps[1], scale=4.0, sampler="ddim", clamp=None)
     pipe = Pipeline(
@@ -102,9 +100,11 @@ def claims(effort: Effort) -> Iterator[Entry]:
     clip = Reads(*prior_sampling.captions(n))
     text = Reads(drawn["tokens"], drawn["emb"], clip.mask)
     few = effort._replace(repeats=min(effort.repeats, 2))  # theirs takes a minute
-    for how in ways(effort, *(pair.ours for pair in pairs.values())):
+    plain = (pair.ours.to(memory_format=torch.channels_last) for pair in pairs.values())
+    for how, made in ways(effort, *plain):
+        networks = dict(zip(pairs, made, strict=True))
         with torch.inference_mode():
-            a, b = (make(pairs, steps, size, clip, text, drawn) for make in (ours, theirs))
+            a, b = ours(networks, steps, size, clip, text, drawn), theirs(pairs, steps, size, clip, text, drawn)
             sizes = f"{channels} channels, {steps[0]} + {steps[1]} steps, {size} px, {n} pictures"
             yield compared(f"text to image, {sizes}, {how}", a, b, 1.6, few, greatest_error)
 
