@@ -33,9 +33,9 @@ def packed(network: Any) -> Any:
         for layer in network.modules():
             if type(layer) is nn.Linear:
                 layer.weight = frozen(OPS._reorder_linear_weight(layer.weight.detach(), None))
-                layer.forward = partial(linear, layer)
+                layer.forward = partial(linear, layer)  # pyright: ignore[reportAttributeAccessIssue]
             elif type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-                layer.forward = Convolution(layer)
+                layer.forward = Convolution(layer)  # pyright: ignore[reportAttributeAccessIssue]
     return network
 
 
