@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
@@ -55,9 +56,10 @@ class SpatialNorm(nn.Module):
         self.shift = nn.Conv2d(latent_channels, channels, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"], z: Float[Tensor, "b z zh zw"]) -> Float[Tensor, "b c h w"]:
-        # A 1x1 convolution commutes with nearest resizing, and is cheaper before it.
-        scale, shift = (F.interpolate(conv(z), size=x.shape[-2:], mode="nearest") for conv in (self.scale, self.shift))
-        return self.norm(x) * scale + shift
+        # A 1x1 convolution commutes with nearest resizing, which is a broadcast over the squares that a latent covers.
+        scale, shift = (rearrange(conv(z), "b c zh zw -> b c zh 1 zw 1") for conv in (self.scale, self.shift))
+        x = rearrange(self.norm(x), "b c (zh h) (zw w) -> b c zh h zw w", zh=z.shape[2], zw=z.shape[3])
+        return rearrange(torch.addcmul(shift, x, scale), "b c zh h zw w -> b c (zh h) (zw w)")
 
 
 Norm = Callable[[int], nn.Module]  # GroupNorm in the encoder, SpatialNorm in the decoder, which is also given z
