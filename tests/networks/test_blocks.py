@@ -11,9 +11,9 @@ from open_kandinsky.networks.blocks import SpatialNorm
 @pytest.mark.parametrize("times", [1, 2, 4])
 def test_spatial_norm_reads_the_nearest_latent(times, layout):
     torch.manual_seed(0)
-    norm = SpatialNorm(32, latent_channels=4).double()
+    norm = SpatialNorm(32, latent_channels=4).double().to(memory_format=layout)
     z = torch.randn(2, 4, 3, 5).double()
-    x = (torch.randn(2, 32, 3 * times, 5 * times).double()).contiguous(memory_format=layout)
+    x = torch.randn(2, 32, 3 * times, 5 * times).double().contiguous(memory_format=layout)
     near = F.interpolate(z, size=x.shape[2:], mode="nearest")
     expected = F.group_norm(x, 32, eps=1e-6) * norm.scale(near) + norm.shift(near)
     made = norm(x, z)
