@@ -3,8 +3,8 @@
     python benchmarks/profile_parts.py [--quick]
 
 Each network runs in float32 under torch's profiler; operations are summed by kind. `floor` is the counted FLOPs over
-the rate of large products of matrices, or the weights' bytes over the rate of a copy, whichever is longer; both rates
-are the best of some in the same run, before and after. The gap is what is left to win, most of it in kernels.
+the rate of large products with packed weights, or the weights' bytes over the rate of a copy, whichever is longer; both
+rates are the best of some in the same run, before and after. The gap is what is left to win, most of it in kernels.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pairs import network, tensors  # noqa: E402
 from timing import seconds, where  # noqa: E402
+
+from open_kandinsky.pipeline.packing import packed  # noqa: E402
 
 KINDS = {  # the first whose word is in an operation's name
     "convolution": ("conv",),
@@ -69,12 +72,19 @@ def fastest(run: Run, repeats: int = 5) -> float:
 
 
 def peaks() -> tuple[float, float]:
-    """FLOP/s of products of matrices and bytes/s of a copy, read and written: the best of several sizes."""
+    """FLOP/s of products with packed weights and bytes/s of a copy, read and written: the best of several sizes."""
     big = torch.randn(2**25)
     target = torch.empty_like(big)
-    squares = [torch.randn(side, side) for side in (1024, 2048, 3072)]
-    rates = [2 * len(a) ** 3 / fastest(lambda a=a: a @ a, 8) for a in squares]
+    squares = [(side, packed(torch.nn.Linear(side, side)), torch.randn(side, side)) for side in (1024, 2048, 3072)]
+    rates = [2 * side**3 / fastest(partial(layer, x), 8) for side, layer, x in squares]
+    for c, side in ((512, 8), (256, 16)):
+        rates.append(2 * 2 * (3 * side * c) ** 2 / fastest(partial(*convolution(c, side)), 8))
     return max(rates), 2 * big.nbytes / fastest(lambda: target.copy_(big), 8)
+
+
+def convolution(channels: int, side: int) -> tuple[torch.nn.Module, torch.Tensor]:
+    """3 x 3, of two maps."""
+    return packed(torch.nn.Conv2d(channels, channels, 3, padding=1)), torch.randn(2, channels, side, side)
 
 
 def shares(run: Run) -> dict[str, float]:
@@ -87,12 +97,11 @@ def shares(run: Run) -> dict[str, float]:
     return {name: value / sum(spent.values()) for name, value in spent.items()}
 
 
-def figures(weights: torch.nn.Module, run: Run) -> tuple[float, int, int, dict[str, float]]:
-    """Seconds, FLOPs, bytes of weights, shares."""
+def counted(weights: torch.nn.Module, run: Run) -> tuple[int, int]:
+    """FLOPs and bytes of weights, while these are plain: products of packed ones are not counted."""
     with FlopCounterMode(display=False) as counter:
         run()
-    size = sum(p.nbytes for p in weights.parameters())
-    return fastest(run), counter.get_total_flops(), size, shares(run)
+    return counter.get_total_flops(), sum(p.nbytes for p in weights.parameters())
 
 
 def main() -> None:
@@ -101,14 +110,18 @@ def main() -> None:
     quick = parser.parse_args().quick
     torch.set_num_threads(2)
     began = time.strftime("%Y-%m-%d")
-    first = peaks()
     with torch.inference_mode():
-        measured = [(name, *figures(weights, run)) for name, (weights, run) in networks(quick).items()]
-    rate, copied = map(max, zip(first, peaks(), strict=True))
+        first, made = peaks(), networks(quick)
+        needed = {name: counted(weights, run) for name, (weights, run) in made.items()}
+        for weights, _ in made.values():
+            packed(weights)  # as `load` has them on a CPU
+        measured = {name: (fastest(run), shares(run)) for name, (_, run) in made.items()}
+        rate, copied = map(max, zip(first, peaks(), strict=True))
     print(f"{where()}, {began}: {rate / 1e9:.0f} GFLOP/s, {copied / 1e9:.1f} GB/s\n")
     print("| | seconds | GFLOP | floor, s | gap | " + " | ".join(COLUMNS) + " |")
     print("|---" * (5 + len(COLUMNS)) + "|")
-    for name, took, flops, size, parts in measured:
+    for name, (took, parts) in measured.items():
+        flops, size = needed[name]
         floor = max(flops / rate, size / copied)
         told = " | ".join(f"{share:.0%}" for share in parts.values())
         print(f"| {name} | {took:.3f} | {flops / 1e9:.1f} | {floor:.3f} | {took / floor:.1f}x | {told} |")

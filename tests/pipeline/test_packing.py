@@ -51,6 +51,12 @@ def test_convolutions_of_maps_of_any_shape(dtype, options):
     assert quick.weight.is_mkldnn and quick.state_dict()["weight"].equal(plain.weight)
 
 
+def test_what_is_packed_is_packed_once():
+    layer = packed(nn.Linear(4, 4).requires_grad_(False))
+    weight = layer.weight
+    assert packed(layer) is layer and layer.weight is weight
+
+
 def test_other_paddings_and_subclasses_stay_as_they_are():
     class Own(nn.Linear):
         pass

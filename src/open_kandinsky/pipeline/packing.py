@@ -16,11 +16,12 @@ PLAIN = "none", [], ""  # no activation is a part of the product
 
 
 def packable(network: nn.Module) -> bool:
-    """Whether all its weights are on a CPU, and of a type that this one's oneDNN computes in."""
+    """Whether all its weights are plain, on a CPU, and of a type that this one's oneDNN computes in."""
     if not torch.backends.mkldnn.is_available():
         return False
     dtypes = {torch.float32} | ({torch.bfloat16} if OPS._is_mkldnn_bf16_supported() else set())
-    return all(p.device.type == "cpu" and p.dtype in dtypes for p in network.parameters())
+    parameters = list(network.parameters())
+    return all(p.device.type == "cpu" and p.layout == torch.strided and p.dtype in dtypes for p in parameters)
 
 
 def packed(network: Any) -> Any:
