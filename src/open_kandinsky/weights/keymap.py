@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from open_kandinsky.weights.heap import give_back
+
 State = Mapping[str, Tensor]
 Shapes = dict[str, torch.Size]
 
@@ -111,6 +113,8 @@ class KeyMap:
             ours[key] = _joined(pair, theirs)
             for name in pair.theirs:
                 del theirs[name]
+            if len(pair.theirs) > 1:
+                give_back()  # what was joined leaves holes in the heap, too small for what comes
         return ours
 
     def to_theirs(self, ours: State) -> dict[str, Tensor]:
