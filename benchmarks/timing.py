@@ -62,9 +62,13 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def where() -> Entry:
     """This machine and this commit."""
-    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
-    return {"machine": machine(), "commit": commit}
+    commit = git("rev-parse", "--short=12", "HEAD")
+    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results.json")  # which a run of many claims writes
+    return {"machine": machine(), "commit": f"{commit}-dirty" if changed else commit}
+
+
+def git(*asked: str) -> str:
+    return subprocess.run(["git", "-C", str(ROOT), *asked], capture_output=True, text=True).stdout.strip()
 
 
 def machine() -> str:
