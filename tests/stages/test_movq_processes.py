@@ -20,12 +20,12 @@ def test_sharded_codes_are_restarted():
 
 @pytest.mark.slow
 def test_two_processes_train_as_one():
-    """To 1e-5, over 20 steps, with all of the options on; both end with the same state."""
+    """Over 20 steps, with all of the options on, to the float32 of the log; both end with the same state."""
     (losses, state), *_ = ranks(1, trained, 1)
     both = ranks(2, trained, 2)
     assert len(losses) == 20 and "train/code_usage" in losses[-1]
     for at, step in enumerate(losses):
-        assert both[0][0][at] == pytest.approx(step, rel=1e-5, abs=1e-7), at
+        assert both[0][0][at] == pytest.approx(step, rel=1e-6, abs=1e-7), at
     for name, value in state.items():
-        torch.testing.assert_close(both[0][1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(both[0][1][name], value, rtol=1e-9, atol=1e-9, msg=name)
         assert torch.equal(both[0][1][name], both[1][1][name]), name

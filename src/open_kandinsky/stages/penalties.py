@@ -39,9 +39,9 @@ class R1(nn.Module):
 
 
 def steepness(discriminator: nn.Module, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
-    """E |grad D(x)|^2, a mean over pictures and patches, in float32 whatever autocast says, itself differentiable."""
+    """E |grad D(x)|^2, a mean over pictures and patches, past autocast, itself differentiable."""
     with torch.autocast(pixels.device.type, enabled=False):
-        x = pixels.detach().float().requires_grad_()
+        x = pixels.detach().requires_grad_()
         scores = discriminator(x)
         (slope,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
     return reduce(slope.square(), "b c h w -> b", "sum").mean() / scores[0].numel()
@@ -74,4 +74,4 @@ class LeCam(nn.Module):
         self.seen += 1
         new = (1 / self.seen).clamp(min=1 - self.decay)
         for average, scores in ((self.real, bout.real), (self.fake, bout.fake)):
-            average.lerp_(mean(scores.float().mean()), new)
+            average.lerp_(mean(scores.to(average.dtype).mean()), new)
