@@ -65,6 +65,8 @@ def movq(choice: str) -> Pair:
 
 def ways(effort: Effort, *networks: nn.Module) -> Iterator[tuple[str, list[Any]]]:
     """As `load` has them on a CPU, and then compiled: that takes minutes and memory, and is not for quick mode."""
+    for network in networks:
+        network.to(memory_format=torch.channels_last)
     yield "as it is", [packed(copy.deepcopy(network)) for network in networks]
     if not effort.quick:
         yield "compiled", [compiled(network.requires_grad_(False)) for network in networks]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from makers.pictures import photo, refused, right_third, same
-from makers.system import spoken
+from makers.system import nothing_at_zero, spoken
 from PIL import Image
 
 from open_kandinsky.load import load
@@ -169,9 +169,7 @@ def without_text(real):
     shape = {"in_channels": 4, "out_channels": 4, "latent_channels": 4, "channels": 32, "multipliers": [1, 1]}
     attention = {"blocks": 1, "attention_levels": [1], "head_channels": 16, "context": 32, "emb": 64}
     network = UNet(condition=condition, **shape, **attention).requires_grad_(False).eval()
-    for parameter in network.parameters():
-        if not parameter.any():  # what begins at zero would hide what the network depends on
-            torch.nn.init.normal_(parameter, std=0.1)
+    nothing_at_zero(network)
     own = real.decoder
     decoder = Diffusion(network, own.alpha_bar, own.parameterisation, own.sampling)
     return Pipeline(clip=real.clip, text=None, prior=real.prior, decoder=decoder, movq=real.movq, size=32, device="cpu")

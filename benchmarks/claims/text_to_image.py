@@ -100,8 +100,7 @@ def claims(effort: Effort) -> Iterator[Entry]:
     clip = Reads(*prior_sampling.captions(n))
     text = Reads(drawn["tokens"], drawn["emb"], clip.mask)
     few = effort._replace(repeats=min(effort.repeats, 2))  # theirs takes a minute
-    plain = (pair.ours.to(memory_format=torch.channels_last) for pair in pairs.values())
-    for how, made in ways(effort, *plain):
+    for how, made in ways(effort, *(pair.ours for pair in pairs.values())):
         networks = dict(zip(pairs, made, strict=True))
         with torch.inference_mode():
             a, b = ours(networks, steps, size, clip, text, drawn), theirs(pairs, steps, size, clip, text, drawn)

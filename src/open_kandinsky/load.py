@@ -22,7 +22,6 @@ from yaml import YAMLError
 from open_kandinsky.configuration import CONF, refuse_foreign_targets
 from open_kandinsky.networks.condition import ImageCondition
 from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling, compiling, packing
-from open_kandinsky.pipeline.compiling import DRAWING
 from open_kandinsky.weights import checkpoint, checkpoint_folder, store
 from open_kandinsky.weights import source as sources
 from open_kandinsky.weights.devices import Device, Turns, at_home, one, placed
@@ -74,7 +73,7 @@ def load(
         made = {part: turns.seat(network(found, dtype)) for part, found in parts.items()}
     else:
         made = {part: network(found, dtype).to(devices[part]) for part, found in parts.items()}
-        for part in DRAWING:
+        for part in compiling.DRAWING:
             made[part] = (compiling.compiled if compile else packing.packed)(made[part])
         made = {part: each if devices[part] == home else at_home(each, home) for part, each in made.items()}
     diffusions = {part: diffusion(parts[part], part, made[part], home) for part in ("prior", "decoder")}

@@ -57,12 +57,17 @@ def untrained(part, root, *more):
     cfg = config(part, root, *more)
     torch.manual_seed(0)
     network = instantiate(cfg.stage, _convert_="all").network
-    for parameter in network.parameters():
-        if not parameter.any():  # what begins at zero would hide what a network depends on
-            parameter.data.copy_(0.1 * torch.randn(parameter.shape))  # `normal_` would draw in the order of memory
+    nothing_at_zero(network)
     configuration.save(cfg, folder / "config.yaml")
     store.write(folder / store.WEIGHTS, network.state_dict())
     return folder
+
+
+def nothing_at_zero(network):
+    """What begins at zero would hide what a network depends on. `normal_` would draw in the order of memory."""
+    for parameter in network.parameters():
+        if not parameter.any():
+            parameter.data.copy_(0.1 * torch.randn(parameter.shape))
 
 
 class Lossless(MoVQ):
