@@ -47,7 +47,7 @@ class Twice(torch.nn.Module):
 
 def test_a_unit_is_counted():
     n, x = Twice(), torch.randn(3, 8, requires_grad=True)
-    assert counted(n, (x,)) == Cost(inputs=3 * 8 * 4, inside=3 * 8 * 4, flops=2 * 2 * 3 * 8 * 8)
+    assert counted(n, x) == Cost(inputs=3 * 8 * 4, inside=3 * 8 * 4, flops=2 * 2 * 3 * 8 * 8)
 
 
 def warned(caplog):
@@ -111,3 +111,20 @@ def test_all_runs_of_a_unit_count():
     budget(unit, 1)
     (unit(x) + unit(2 * x)).sum().backward()
     assert budget.costs[unit] == Cost(inputs=2 * 96, inside=2 * 96, flops=4 * 2 * 3 * 8 * 8)
+
+
+def test_clips_blocks_which_are_given_names_are_counted_and_learn_the_same():
+    """open_clip's blocks take their mask by name."""
+    torch.manual_seed(0)
+    pictures, found, budgets = torch.randn(3, 3, 32, 32), [], [None, Budget(gigabytes=1), Budget(gigabytes=0)]
+    for budget in budgets:
+        clip = stage("clip").network.double()
+        for unit in clip.units() if budget else []:
+            budget(unit, 0)
+        for _ in range(2):  # one that counts, and one by what it found
+            both = clip.encode_image(pictures.double()).sum() + clip.encode_text(["a", "b", "c"]).emb.square().sum()
+            both.backward()
+        found.append([parameter.grad for parameter in clip.parameters()])
+    assert len(budgets[1].kept) == len(budgets[1].costs) == 2 and not budgets[2].kept
+    for learned in found[1:]:
+        torch.testing.assert_close(learned, found[0], rtol=1e-12, atol=0)

@@ -56,19 +56,19 @@ class Budget:
     def __call__(self, unit: nn.Module, count: int) -> None:
         plain, recomputed = unit.forward, again(unit.forward)
 
-        def forward(*inputs: Any) -> Any:
+        def forward(*inputs: Any, **named: Any) -> Any:
             if not torch.is_grad_enabled() or (self.kept is not None and unit in self.kept):
-                return plain(*inputs)
-            made = recomputed(*inputs)
+                return plain(*inputs, **named)
+            made = recomputed(*inputs, **named)
             if self.kept is None:
-                self.count(unit, inputs, made)
+                self.count(unit, inputs, named, made)
             return made
 
         unit.forward = forward
 
-    def count(self, unit: nn.Module, inputs: tuple[Any, ...], made: Any) -> None:
+    def count(self, unit: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], made: Any) -> None:
         """A unit may run more than once in a step, which is over when its gradients come."""
-        self.costs[unit] = plus(self.costs.get(unit, NOTHING), counted(unit, inputs))
+        self.costs[unit] = plus(self.costs.get(unit, NOTHING), counted(unit, *inputs, **named))
         for x in tree_leaves(made):
             if isinstance(x, Tensor) and x.requires_grad:
                 x.register_hook(self.decide)
@@ -95,11 +95,11 @@ def affordable(costs: Mapping[Unit, Cost], budget: int | float) -> set[Unit]:
     return kept
 
 
-def counted(unit: nn.Module, inputs: tuple[Any, ...]) -> Cost:
+def counted(unit: nn.Module, *inputs: Any, **named: Any) -> Cost:
     """From a run whose outcome is dropped, uncompiled: what is compiled keeps no more."""
-    given = storages(tree_leaves(inputs))
+    given = storages(tree_leaves((inputs, named)))
     with FlopCounterMode(display=False) as flops, saved() as sizes:
-        type(unit).forward(unit, *inputs)
+        type(unit).forward(unit, *inputs, **named)
     others = given.keys() | storages(unit.parameters()).keys()
     inside = sum(size for name, size in sizes.items() if name not in others)
     return Cost(sum(given.values()), inside, flops.get_total_flops())
