@@ -33,6 +33,7 @@ from torchvision.models import VGG, WeightsEnum
 from open_kandinsky import configuration
 from open_kandinsky.stages import recomputing
 from open_kandinsky.stages.clip import ClipStage
+from open_kandinsky.stages.decoder import DecoderStage
 from open_kandinsky.stages.movq import MoVQStage
 from open_kandinsky.stages.recomputing import GB, Budget, saved, storages
 
@@ -128,7 +129,7 @@ def made(cfg: DictConfig) -> LightningModule:
 def empty_batch(cfg: DictConfig, n: int) -> dict[str, Any]:
     """Tensors of the shapes that a stage's data have."""
     d = cfg.dims
-    decoder = "text_tokens" in cfg.data.fields and "z" in cfg.data.fields
+    decoder = cfg.stage._target_ == f"{DecoderStage.__module__}.{DecoderStage.__name__}"
     text, width = (d.decoder_text, d.decoder_text_width) if decoder else (d.clip, d.clip_text_width)
     shapes = {
         "pixels": (3, d.image_size, d.image_size),
