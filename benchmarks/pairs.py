@@ -41,10 +41,14 @@ def paired(ours: nn.Module, theirs: nn.Module, rules: Sequence[Rule]) -> Pair:
     return Pair(ours, theirs.eval())
 
 
+def of_width(channels: int) -> list[str]:
+    """The U-Net of 2.1's shape, at another width."""
+    return [f"stage.network.channels={channels}", f"stage.network.emb={4 * channels}"]
+
+
 def unet(channels: int) -> Pair:
     """The decoder's, of 2.1's shape."""
-    chosen = ["stage=decoder", f"stage.network.channels={channels}", f"stage.network.emb={4 * channels}"]
-    ours, cfg = network(*chosen)
+    ours, cfg = network("stage=decoder", *of_width(channels))
     theirs = UNet2DConditionModel.from_config(config.as_unet(cfg, 32))
     return paired(ours, theirs, keys.unet(levels=4, blocks=3))
 

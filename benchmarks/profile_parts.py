@@ -1,10 +1,11 @@
-"""Where the time of a forward pass goes, and what the machine would need at the least.
+"""Where the time of a forward pass and of a training step goes, and what the machine would need at the least.
 
     python benchmarks/profile_parts.py [--quick]
 
-Each network runs in float32 under torch's profiler; operations are summed by kind. `floor` is the counted FLOPs over
-the rate of large products with packed weights, or the weights' bytes over the rate of a copy, whichever is longer; both
-rates are the best of some in the same run, before and after. The gap is what is left to win, most of it in kernels.
+Each network runs under torch's profiler, in float32 where nothing is said; operations are summed by kind. `floor` is
+the counted FLOPs over the rate of large products with packed weights, or the weights' bytes over the rate of a copy,
+whichever is longer; rates are the best of some in the same run, before and after. The gap is what is left to win, most
+of it in kernels. A training step's floor is that of its FLOPs, and its update as it was measured.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # before torch: its profiler talks
 
@@ -22,12 +23,16 @@ import torch  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "claims")]
 
-from pairs import network, tensors  # noqa: E402
+from decoder_step import CHOSEN, CLIP, Same  # noqa: E402
+from pairs import network, of_width, tensors  # noqa: E402
 from timing import seconds, where  # noqa: E402
 
+from open_kandinsky import configuration  # noqa: E402
+from open_kandinsky.diffusion.draws import ALONE  # noqa: E402
 from open_kandinsky.pipeline.packing import packed  # noqa: E402
+from open_kandinsky.train import make  # noqa: E402
 
 KINDS = {  # the first whose word is in an operation's name
     "convolution": ("conv",),
@@ -45,25 +50,40 @@ def kind(name: str) -> str:
     return next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "rest")
 
 
-def networks(quick: bool) -> dict[str, tuple[torch.nn.Module, Run]]:
-    """Name -> a network and what is run of it: Kandinsky 2.1's shapes, two pictures."""
+class Part(NamedTuple):
+    """A network, what is run of it, and what it computes in."""
+
+    network: torch.nn.Module
+    run: Run
+    dtype: torch.dtype = torch.float32
+
+
+def networks(quick: bool) -> dict[str, Part]:
+    """Kandinsky 2.1's shapes, two pictures."""
     side, width = (16, 512) if quick else (32, 2048)
-    unet, _ = network("stage=decoder", "stage.network.channels=128", "stage.network.emb=512")
     prior, _ = network("stage=prior", f"stage.network.width={width}", f"stage.network.heads={width // 64}")
     movq, _ = network("stage=movq", "sampling=none", "network/movq=movq_67m", "data.padding=false")
-    unet, movq = (made.to(memory_format=torch.channels_last) for made in (unet, movq))
-    x = tensors({"z": (2, 4, side, side), "pixels": (2, 3, 8 * side, 8 * side), "emb": (2, 768)})
-    tokens = tensors({"clip": (2, 77, 768), "xlm_r": (2, 77, 1024)})
+    movq = movq.to(memory_format=torch.channels_last)
+    x = tensors({"z": (2, 4, side, side), "pixels": (2, 3, 8 * side, 8 * side), "emb": (2, 768), "clip": (2, 77, 768)})
     t, mask = torch.tensor([500, 20]), torch.ones(2, 77, dtype=torch.bool)
-    context = unet.context(x["emb"], tokens["xlm_r"], x["emb"])
-    prefix = prior.prefix(tokens["clip"], x["emb"], mask)
+    prefix = prior.prefix(x["clip"], x["emb"], mask)
     return {
-        f"U-Net, 128 channels, {8 * side} px": (unet, lambda: unet(x["z"], t, context)),
-        f"prior, width {width}, a step": (prior, lambda: prior(x["emb"], t, prefix)),
-        f"prior, width {width}, a caption": (prior, lambda: prior.prefix(tokens["clip"], x["emb"], mask)),
-        f"MoVQ encode, {8 * side} px": (movq.encoder, lambda: movq.encode(x["pixels"])),
-        f"MoVQ decode, {8 * side} px": (movq.decoder, lambda: movq.decode(x["z"])),
+        f"U-Net, 128 channels, {8 * side} px": unet(side, torch.float32),
+        f"the same in bfloat16, {8 * side} px": unet(side, torch.bfloat16),
+        f"prior, width {width}, a step": Part(prior, lambda: prior(x["emb"], t, prefix)),
+        f"prior, width {width}, a caption": Part(prior, lambda: prior.prefix(x["clip"], x["emb"], mask)),
+        f"MoVQ encode, {8 * side} px": Part(movq.encoder, lambda: movq.encode(x["pixels"])),
+        f"MoVQ decode, {8 * side} px": Part(movq.decoder, lambda: movq.decode(x["z"])),
     }
+
+
+def unet(side: int, dtype: torch.dtype) -> Part:
+    made, _ = network("stage=decoder", *of_width(128))
+    made = made.to(dtype).to(memory_format=torch.channels_last)
+    drawn = tensors({"z": (2, 4, side, side), "emb": (2, 768), "tokens": (2, 77, 1024)})
+    x = {name: value.to(dtype) for name, value in drawn.items()}
+    context, t = made.context(x["emb"], x["tokens"], x["emb"]), torch.tensor([500, 20])
+    return Part(made, lambda: made(x["z"], t, context), dtype)
 
 
 def fastest(run: Run, repeats: int = 5) -> float:
@@ -71,20 +91,33 @@ def fastest(run: Run, repeats: int = 5) -> float:
     return min(seconds(run) for _ in range(repeats))
 
 
-def peaks() -> tuple[float, float]:
-    """FLOP/s of products with packed weights and bytes/s of a copy, read and written: the best of several sizes."""
+def product_rate(dtype: torch.dtype) -> float:
+    """FLOP/s with packed weights: the best of several sizes."""
+    squares = [(side, torch.nn.Linear(side, side), torch.randn(side, side)) for side in (1024, 2048, 3072)]
+    rates = [2 * side**3 / fastest(partial(packed(map.to(dtype)), x.to(dtype)), 8) for side, map, x in squares]
+    for c, side in ((512, 8), (256, 16)):
+        map, x = torch.nn.Conv2d(c, c, 3, padding=1), torch.randn(2, c, side, side)
+        rates.append(2 * 2 * (3 * side * c) ** 2 / fastest(partial(packed(map.to(dtype)), x.to(dtype)), 8))
+    return max(rates)
+
+
+def copy_rate() -> float:
+    """Bytes/s, read and written."""
     big = torch.randn(2**25)
     target = torch.empty_like(big)
-    squares = [(side, packed(torch.nn.Linear(side, side)), torch.randn(side, side)) for side in (1024, 2048, 3072)]
-    rates = [2 * side**3 / fastest(partial(layer, x), 8) for side, layer, x in squares]
-    for c, side in ((512, 8), (256, 16)):
-        rates.append(2 * 2 * (3 * side * c) ** 2 / fastest(partial(*convolution(c, side)), 8))
-    return max(rates), 2 * big.nbytes / fastest(lambda: target.copy_(big), 8)
+    return 2 * big.nbytes / fastest(lambda: target.copy_(big), 8)
 
 
-def convolution(channels: int, side: int) -> tuple[torch.nn.Module, torch.Tensor]:
-    """3 x 3, of two maps."""
-    return packed(torch.nn.Conv2d(channels, channels, 3, padding=1)), torch.randn(2, channels, side, side)
+class Rates(NamedTuple):
+    products: dict[torch.dtype, float]
+    copies: float
+
+    def best(self, other: "Rates") -> "Rates":
+        return Rates({d: max(rate, other.products[d]) for d, rate in self.products.items()}, max(self[1], other[1]))
+
+
+def rates() -> Rates:
+    return Rates({dtype: product_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}, copy_rate())
 
 
 def shares(run: Run) -> dict[str, float]:
@@ -97,11 +130,82 @@ def shares(run: Run) -> dict[str, float]:
     return {name: value / sum(spent.values()) for name, value in spent.items()}
 
 
-def counted(weights: torch.nn.Module, run: Run) -> tuple[int, int]:
+def counted(part: Part) -> tuple[int, int]:
     """FLOPs and bytes of weights, while these are plain: products of packed ones are not counted."""
     with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops(), sum(p.nbytes for p in weights.parameters())
+        part.run()
+    return counter.get_total_flops(), sum(p.nbytes for p in part.network.parameters())
+
+
+class Step:
+    """A decoder's training step as claims/decoder_step.py takes it, without the Trainer."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        cfg: Any = configuration.compose("train", [*CHOSEN, *of_width(channels)])
+        self.stage, same = make(cfg.stage), Same(side)
+        self.stage.null.set(**same.null)
+        self.batch, self.weights = same.batch, list(self.stage.network.parameters())
+        self.optimizer = self.stage.optimizer(self.weights)
+        self.average = [weight.detach().clone() for weight in self.weights]
+
+    def learn(self, bf16: bool) -> None:
+        """Forward and backward."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = self.stage.losses(self.batch, ALONE)[0].mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+
+    def update(self) -> None:
+        """Clip, move, average."""
+        torch.nn.utils.clip_grad_norm_(self.weights, CLIP)
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.weights, 1e-4)
+
+
+class Measured(NamedTuple):
+    """Seconds of a whole, shares of its kinds of operations, and what it needs."""
+
+    took: float
+    parts: dict[str, float]
+    flops: int
+    dtype: torch.dtype
+    weights: int = 0  # bytes that are read
+    fixed: float = 0.0  # seconds, of what is no product
+
+
+def inference(quick: bool) -> dict[str, Measured]:
+    with torch.inference_mode():
+        made = networks(quick)
+        needed = {name: counted(part) for name, part in made.items()}
+        for part in made.values():
+            packed(part.network)  # as `load` has them on a CPU
+        return {
+            name: Measured(fastest(part.run), shares(part.run), needed[name][0], part.dtype, needed[name][1])
+            for name, part in made.items()
+        }
+
+
+def training(step: Step) -> dict[str, Measured]:
+    with FlopCounterMode(display=False) as counter:
+        step.learn(bf16=False)
+    flops, updated, found = counter.get_total_flops(), fastest(step.update), {}
+    for name, dtype in (("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)):
+        learn = partial(step.learn, dtype == torch.bfloat16)
+        took = fastest(learn)
+        parts = {"update": updated} | {kind: share * took for kind, share in shares(learn).items()}
+        whole = took + updated
+        found[name] = Measured(whole, {k: part / whole for k, part in parts.items()}, flops, dtype, fixed=updated)
+    return found
+
+
+def table(about: str, measured: dict[str, Measured], best: Rates) -> None:
+    columns = ["seconds", "GFLOP", "floor, s", "gap", *next(iter(measured.values())).parts]
+    print(f"\n| {about} | " + " | ".join(columns) + " |\n" + "|---" * (1 + len(columns)) + "|")
+    for name, of in measured.items():
+        floor = max(of.flops / best.products[of.dtype], of.weights / best.copies) + of.fixed
+        told = " | ".join(f"{share:.0%}" for share in of.parts.values())
+        print(f"| {name} | {of.took:.3f} | {of.flops / 1e9:.1f} | {floor:.3f} | {of.took / floor:.1f}x | {told} |")
 
 
 def main() -> None:
@@ -109,22 +213,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only see that it runs")
     quick = parser.parse_args().quick
     torch.set_num_threads(2)
-    began = time.strftime("%Y-%m-%d")
-    with torch.inference_mode():
-        first, made = peaks(), networks(quick)
-        needed = {name: counted(weights, run) for name, (weights, run) in made.items()}
-        for weights, _ in made.values():
-            packed(weights)  # as `load` has them on a CPU
-        measured = {name: (fastest(run), shares(run)) for name, (_, run) in made.items()}
-        rate, copied = map(max, zip(first, peaks(), strict=True))
-    print(f"{where()}, {began}: {rate / 1e9:.0f} GFLOP/s, {copied / 1e9:.1f} GB/s\n")
-    print("| | seconds | GFLOP | floor, s | gap | " + " | ".join(COLUMNS) + " |")
-    print("|---" * (5 + len(COLUMNS)) + "|")
-    for name, (took, parts) in measured.items():
-        flops, size = needed[name]
-        floor = max(flops / rate, size / copied)
-        told = " | ".join(f"{share:.0%}" for share in parts.values())
-        print(f"| {name} | {took:.3f} | {flops / 1e9:.1f} | {floor:.3f} | {took / floor:.1f}x | {told} |")
+    began, first = time.strftime("%Y-%m-%d"), rates()
+    drawn, learned = inference(quick), training(Step(*((32, 8) if quick else (128, 32))))
+    best = rates().best(first)
+    told = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {str(d)[6:]}" for d, rate in best.products.items())
+    print(f"{where()}, {began}: {told}, {best.copies / 1e9:.1f} GB/s")
+    table("forward", drawn, best)
+    table("training step", learned, best)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from lightning import Callback, LightningDataModule
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pairs import Pair, tensors, unet  # noqa: E402
+from pairs import Pair, of_width, tensors, unet  # noqa: E402
 from timing import Effort, Entry, main  # noqa: E402
 
 from open_kandinsky import configuration  # noqa: E402
@@ -114,8 +114,7 @@ class Turns(Callback):
 
 
 def measured(pair: Pair, channels: int, side: int, precision: str, steps: int) -> Turns:
-    sizes = [f"stage.network.channels={channels}", f"stage.network.emb={4 * channels}"]
-    cfg: Any = configuration.compose("train", [*CHOSEN, *sizes, f"trainer.precision={precision}"])
+    cfg: Any = configuration.compose("train", [*CHOSEN, *of_width(channels), f"trainer.precision={precision}"])
     stage = make(cfg.stage)
     stage.network.load_state_dict(pair.ours.state_dict())
     watch = Turns(pair.theirs)
