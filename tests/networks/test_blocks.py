@@ -1,10 +1,13 @@
-"""MoVQ's norm against its definition: the latent's scale and shift, resized to the map."""
+"""Blocks: MoVQ's norm by its definition, a scale and shift resized to the map; and what is computed in place."""
+
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from makers.system import nothing_at_zero
 
-from open_kandinsky.networks.blocks import SpatialNorm
+from open_kandinsky.networks.blocks import ConvBlock, FilmBlock, SpatialNorm, Upsample, joined
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -19,3 +22,38 @@ def test_spatial_norm_reads_the_nearest_latent(times, layout):
     made = norm(x, z)
     torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
     assert made.is_contiguous(memory_format=layout)
+
+
+BLOCKS = {
+    "movq": (ConvBlock(channels_in=32, channels_out=32, norm=partial(torch.nn.GroupNorm, 32)), ()),
+    "movq's decoder": (
+        ConvBlock(channels_in=32, channels_out=64, norm=partial(SpatialNorm, latent_channels=4)),
+        (torch.randn(2, 4, 3, 5),),
+    ),
+    "unet": (FilmBlock(channels_in=32, channels_out=32, emb=8), (torch.randn(2, 8),)),
+    "unet, up": (FilmBlock(channels_in=32, channels_out=64, emb=8, resample=Upsample()), (torch.randn(2, 8),)),
+}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_what_is_computed_in_place_is_the_same_and_leaves_what_it_is_given(name, layout):
+    block, more = BLOCKS[name]
+    block = block.to(memory_format=layout)
+    nothing_at_zero(block)
+    x = torch.randn(2, 32, 6, 10).contiguous(memory_format=layout)
+    given = [x.clone(), *(each.clone() for each in more)]
+    learning = block(x, *more)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            made = block(x, *more)
+        assert torch.equal(made, learning) and made.stride() == learning.stride()
+        assert all(map(torch.equal, [x, *more], given))
+
+
+def test_a_sum_in_place_keeps_the_wider_type():
+    """As where autocast gives a block bfloat16 beside a float32 skip."""
+    wide, narrow = torch.randn(3), torch.randn(3, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for a, b in ((wide, narrow), (narrow, wide)):
+            assert torch.equal(joined(a.clone(), b.clone()), a + b) and joined(a, b.clone()).dtype == torch.float32

@@ -5,12 +5,11 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from open_kandinsky.networks.attention import PixelAttention
-from open_kandinsky.networks.blocks import GROUPS, ConvBlock, Norm, PadEnd, SpatialNorm, Upsample
+from open_kandinsky.networks.blocks import GROUPS, ConvBlock, Norm, PadEnd, SpatialNorm, Upsample, swish
 from open_kandinsky.networks.quantizer import Codebook
 
 
@@ -87,7 +86,7 @@ class Encoder(nn.Module):
         h = self.conv_in(pixels)
         for i, level in enumerate(self.levels):
             h = level(h if i == 0 else self.halving[i - 1](h))
-        return self.conv_out(F.silu(self.norm_out(self.middle(h))))
+        return self.conv_out(swish(self.norm_out(self.middle(h))))
 
 
 class Decoder(nn.Module):
@@ -120,7 +119,7 @@ class Decoder(nn.Module):
         h = self.middle(self.conv_in(h), z)
         for i, level in enumerate(self.levels):
             h = level(h if i == 0 else self.doubling[i - 1](h), z)
-        features = F.silu(self.norm_out(h, z))
+        features = swish(self.norm_out(h, z))
         return Decoded(self.conv_out(features), features)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from open_kandinsky.networks.attention import KV, ContextAttention
-from open_kandinsky.networks.blocks import GROUPS, FilmBlock, Upsample, zeroed
+from open_kandinsky.networks.blocks import GROUPS, FilmBlock, Upsample, swish, zeroed
 from open_kandinsky.networks.embedding import Standardise, TimeEmbedding
 
 
@@ -138,4 +138,4 @@ class UNet(nn.Module):
             h = run(block, h)
         for block in self.up:
             h = run(block, torch.cat([h, skips.pop()], dim=1))
-        return self.conv_out(F.silu(self.norm_out(h))).contiguous()
+        return self.conv_out(swish(self.norm_out(h))).contiguous()
