@@ -63,7 +63,8 @@ def seconds(run: Callable[[], Any]) -> float:
 def where() -> Entry:
     """This machine and this commit."""
     commit = git("rev-parse", "--short=12", "HEAD")
-    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results.json")  # which a run of many claims writes
+    aside = [":!benchmarks/results.json", ":!*.md"]  # what a run of many claims writes, and pages
+    changed = git("status", "--porcelain", "--", ".", *aside)
     return {"machine": machine(), "commit": f"{commit}-dirty" if changed else commit}
 
 
