@@ -113,7 +113,8 @@ class Rates(NamedTuple):
     copies: float
 
     def best(self, other: "Rates") -> "Rates":
-        return Rates({d: max(rate, other.products[d]) for d, rate in self.products.items()}, max(self[1], other[1]))
+        products = {dtype: max(rate, other.products[dtype]) for dtype, rate in self.products.items()}
+        return Rates(products, max(self.copies, other.copies))
 
 
 def rates() -> Rates:
@@ -216,7 +217,9 @@ def main() -> None:
     began, first = time.strftime("%Y-%m-%d"), rates()
     drawn, learned = inference(quick), training(Step(*((32, 8) if quick else (128, 32))))
     best = rates().best(first)
-    told = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {str(d)[6:]}" for d, rate in best.products.items())
+    told = ", ".join(
+        f"{rate / 1e9:.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}" for dtype, rate in best.products.items()
+    )
     print(f"{where()}, {began}: {told}, {best.copies / 1e9:.1f} GB/s")
     table("forward", drawn, best)
     table("training step", learned, best)

@@ -177,11 +177,13 @@ def test_a_claim_says_what_results_hold(file, tmp_path):
 @pytest.mark.slow
 def test_a_profile_has_a_row_for_each_part():
     program = [sys.executable, str(BENCHMARKS / "profile_parts.py"), "--quick"]
-    rows = subprocess.run(program, check=True, capture_output=True, text=True).stdout.splitlines()
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("| ")]
-    kinds = {row[0]: 7 if row[0] not in ("32-true", "bf16-mixed") else 8 for row in cells if "seconds" not in row}
-    assert len(kinds) == 6 + 2
-    for row in cells:
-        shares = [int(cell.removesuffix("%")) for cell in row if cell.endswith("%")]
-        if row[0] in kinds:
-            assert len(shares) == kinds[row[0]] and abs(sum(shares) - 100) <= 4  # each is rounded
+    printed = subprocess.run(program, check=True, capture_output=True, text=True).stdout
+    _, *tables = printed.strip().split("\n\n")
+    for table, (rows, kinds) in zip(tables, [(6, 7), (2, 8)], strict=True):
+        lines = [row for row in table.splitlines() if row.startswith("| ")]
+        cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in lines]
+        names, *parts = cells
+        assert len(parts) == rows and {len(row) for row in cells} == {len(names)}
+        for row in parts:
+            shares = [int(cell.removesuffix("%")) for cell in row if cell.endswith("%")]
+            assert len(shares) == kinds and abs(sum(shares) - 100) <= 4  # each is rounded

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from caches import CLIP, jpegs, write_cache  # noqa: E402
-from pairs import network  # noqa: E402
+from pairs import network, of_width  # noqa: E402
 from timing import Effort, Entry, compared, main  # noqa: E402
 
 from open_kandinsky import configuration  # noqa: E402
@@ -35,9 +35,9 @@ from open_kandinsky.train import make  # noqa: E402
 
 BATCH, GOAL = 4, 2.0
 FIELDS = ["z", "image_emb", "text_emb", "text_tokens"]
-SIZES = ["stage=decoder", "stage.network.channels=128", "stage.network.emb=512", "dims.decoder_text_width=768"]
+SIZES = ["stage=decoder", *of_width(128), "dims.decoder_text_width=768"]
 UNREAD = ["sampling=none", "data.padding=false"]  # no data is read by a config
-SMALL = ["stage.network.channels=32", "stage.network.emb=128", "stage.network.blocks=1"]  # to see that it runs
+SMALL = [*of_width(32), "stage.network.blocks=1"]  # to see that it runs
 Batches = Iterator[dict[str, Any]]
 
 

@@ -21,7 +21,7 @@ from diffusers import DDIMScheduler, UnCLIPScheduler
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pairs import Pair, prior, unet  # noqa: E402
+from pairs import Pair, of_width, prior, unet  # noqa: E402
 from timing import Effort, Entry, alone, main  # noqa: E402
 
 from open_kandinsky import configuration, load  # noqa: E402
@@ -46,8 +46,7 @@ def written(folder: Path, quick: bool) -> dict[str, tuple[str, Path, str]]:
     """Claim -> the part, where it lies and in what it is held."""
     channels, width = (64, 256) if quick else (128, 1024)
     decoder, of_prior = unet(channels), prior(width, heads=width // 64)
-    typed = ["stage=decoder", f"stage.network.channels={channels}", f"stage.network.emb={4 * channels}"]
-    ours(decoder, folder / "ours", typed)
+    ours(decoder, folder / "ours", ["stage=decoder", *of_width(channels)])
     decoder.theirs.save_pretrained(folder / "theirs" / "decoder" / "unet")
     DDIMScheduler(prediction_type="epsilon").save_pretrained(folder / "theirs" / "decoder" / "scheduler")
     of_prior.theirs.save_pretrained(folder / "theirs" / "prior" / "prior")

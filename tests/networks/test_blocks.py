@@ -24,22 +24,23 @@ def test_spatial_norm_reads_the_nearest_latent(times, layout):
     assert made.is_contiguous(memory_format=layout)
 
 
-BLOCKS = {
-    "movq": (ConvBlock(channels_in=32, channels_out=32, norm=partial(torch.nn.GroupNorm, 32)), ()),
+BLOCKS = {  # how one is made, and the shapes of what it is given beside the map
+    "movq": (partial(ConvBlock, channels_out=32, norm=partial(torch.nn.GroupNorm, 32)), []),
     "movq's decoder": (
-        ConvBlock(channels_in=32, channels_out=64, norm=partial(SpatialNorm, latent_channels=4)),
-        (torch.randn(2, 4, 3, 5),),
+        partial(ConvBlock, channels_out=64, norm=partial(SpatialNorm, latent_channels=4)),
+        [(2, 4, 3, 5)],
     ),
-    "unet": (FilmBlock(channels_in=32, channels_out=32, emb=8), (torch.randn(2, 8),)),
-    "unet, up": (FilmBlock(channels_in=32, channels_out=64, emb=8, resample=Upsample()), (torch.randn(2, 8),)),
+    "unet": (partial(FilmBlock, channels_out=32, emb=8), [(2, 8)]),
+    "unet, up": (partial(FilmBlock, channels_out=64, emb=8, resample=Upsample()), [(2, 8)]),
 }
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_what_is_computed_in_place_is_the_same_and_leaves_what_it_is_given(name, layout):
-    block, more = BLOCKS[name]
-    block = block.to(memory_format=layout)
+    torch.manual_seed(0)
+    make, shapes = BLOCKS[name]
+    block, more = make(channels_in=32).to(memory_format=layout), [torch.randn(shape) for shape in shapes]
     nothing_at_zero(block)
     x = torch.randn(2, 32, 6, 10).contiguous(memory_format=layout)
     given = [x.clone(), *(each.clone() for each in more)]
