@@ -8,6 +8,7 @@ from open_kandinsky.data.streaming.building import Building
 from open_kandinsky.data.streaming.cursor import Found
 from open_kandinsky.data.streaming.place import Sample
 from open_kandinsky.data.streaming.protocols import Prepare
+from open_kandinsky.data.streaming.rooms import Rooms
 from open_kandinsky.data.streaming.tallies import Tallies
 
 
@@ -48,8 +49,8 @@ class Queue:
     They leave the queue with their batch, so that those that wait can be told at any time.
     """
 
-    def __init__(self, bucket: Hashable, rows: Rows) -> None:
-        self.bucket, self.rows = bucket, rows
+    def __init__(self, bucket: Hashable, rows: Rows, rooms: Rooms) -> None:
+        self.bucket, self.rows, self.rooms = bucket, rows, rooms
         self.waiting: list[Found] = []
         self.building: Building | None = None
 
@@ -68,7 +69,7 @@ class Queue:
 
     def decode(self, size: int) -> Building:
         """The first `size` that can be decoded, or fewer where no more wait; those that cannot be wait no longer."""
-        building = self.building = self.building or Building(size)
+        building = self.building = self.building or Building(size, self.rooms)
         while building.count < min(size, len(self.waiting)):
             row = self.rows.make(self.waiting[building.count], self.bucket)
             if row is None:
@@ -90,7 +91,7 @@ class Queues:
     """A queue for each bucket."""
 
     def __init__(self, rows: Rows) -> None:
-        self.rows = rows
+        self.rows, self.rooms = rows, Rooms()
         self.queues: dict[Hashable, Queue] = {}
 
     def put(self, found: Found) -> Queue | None:
@@ -99,7 +100,7 @@ class Queues:
             bucket = self.rows.prepare.bucket(found.example)
         except ValueError as error:
             return self.rows.refuse(found, error)
-        queue = self.queues.setdefault(bucket, Queue(bucket, self.rows))
+        queue = self.queues.setdefault(bucket, Queue(bucket, self.rows, self.rooms))
         queue.waiting.append(found)
         return queue
 
