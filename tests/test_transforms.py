@@ -8,7 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from open_kandinsky.data.transforms import ClipPixels, Pixels, open_image, to_images, to_pixels, to_uint8
+from open_kandinsky.data.transforms import (
+    ClipPixels,
+    Pixels,
+    centre_box,
+    covering,
+    open_image,
+    to_images,
+    to_pixels,
+    to_rgb,
+    to_tensor,
+    to_uint8,
+)
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -152,6 +163,31 @@ def test_pixels_keeps_the_centred_square():
 def test_pixels_of_its_own_size_are_untouched():
     image = noise(16, 16)
     torch.testing.assert_close(Pixels(size=16)(image), to_pixels(image), rtol=0, atol=0)
+
+
+def plainly(image, height, width):
+    """What `covering` says, step by step, each with a copy."""
+    crop = image.convert("RGB").crop(centre_box(image, height, width))
+    crop = crop.resize((width, height), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(crop)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("size", [(16, 16), (40, 20), (20, 40), (24, 16)])
+def test_pixels_are_bit_for_bit_what_plain_steps_give(mode, size):
+    image = noise(*size).convert(mode)
+    before = image.tobytes()
+    for height, width in [(16, 16), (8, 8), (16, 24), (33, 33)]:
+        assert torch.equal(covering(image, height, width), plainly(image, height, width))
+    assert torch.equal(to_tensor(image), torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
+    assert image.mode == mode and image.tobytes() == before
+
+
+def test_what_is_rgb_is_not_copied():
+    image = noise(5, 3)
+    assert to_rgb(image) is image
+    to_tensor(image).fill_(0)
+    assert image.tobytes() == noise(5, 3).tobytes(), "the tensor has its own memory"
 
 
 def test_shrinking_averages():

@@ -62,12 +62,17 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode to RGB."""
+    """Any PIL mode to RGB; an image that is RGB is not copied."""
     if image.mode.startswith("I"):
         return grey_from_16_bit(image).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range: save the image with 8 or 16 bits")
-    return on_white(image) if image.has_transparency_data else image.convert("RGB")
+    return on_white(image) if image.has_transparency_data else without_alpha(image)
+
+
+def without_alpha(image: Image.Image) -> Image.Image:
+    """RGB, whatever lies under transparency. PIL's convert would copy what is RGB already."""
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def grey_from_16_bit(image: Image.Image) -> Image.Image:
@@ -114,12 +119,13 @@ def centre_box(image: Image.Image, height: int, width: int) -> tuple[int, int, i
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
     """The image's own numbers, [0, 255]."""
-    return rearrange(torch.from_numpy(np.array(image.convert("RGB"))), "h w c -> c h w").contiguous()
+    bands = bytearray().join(band.tobytes() for band in without_alpha(image).split())
+    return rearrange(torch.frombuffer(bands, dtype=torch.uint8), "(c h w) -> c h w", c=3, h=image.height)
 
 
 def to_pixels(image: Image.Image) -> Float[Tensor, "3 h w"]:
     """[-1, 1], at the image's own size."""
-    return to_tensor(image).float() / 127.5 - 1
+    return to_tensor(image).float().div_(127.5).sub_(1)
 
 
 def to_uint8(pixels: Float[Tensor, "*b 3 h w"]) -> UInt8[Tensor, "*b h w 3"]:
@@ -145,7 +151,8 @@ class Pixels:
 
 def covering(image: Image.Image, height: int, width: int) -> Float[Tensor, "3 {height} {width}"]:
     """A centred crop of that shape, bicubic with antialiasing, [-1, 1]. A smaller image is enlarged."""
-    crop = image.convert("RGB").crop(centre_box(image, height, width))  # resize's own box lets in pixels from outside
+    box, image = centre_box(image, height, width), without_alpha(image)
+    crop = image if box == (0, 0, *image.size) else image.crop(box)  # resize's own box lets in pixels from outside
     return to_pixels(crop.resize((width, height), Image.Resampling.BICUBIC))
 
 
@@ -163,6 +170,6 @@ class ClipPixels:
         short = min(image.size)
         width, height = (int(self.size * side / short) for side in image.size)
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        whole = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        whole = without_alpha(image).resize((width, height), Image.Resampling.BICUBIC)
         crop = whole.crop((left, top, left + self.size, top + self.size))
-        return (to_tensor(crop).float() / 255 - self.mean) / self.std
+        return to_tensor(crop).float().div_(255).sub_(self.mean).div_(self.std)
