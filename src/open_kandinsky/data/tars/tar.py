@@ -13,6 +13,7 @@ from typing import IO, NamedTuple, Protocol, cast, runtime_checkable
 
 from webdataset.tariterators import base_plus_ext
 
+from open_kandinsky.data.tars.header import Header
 from open_kandinsky.data.tars.opening import open_url
 from open_kandinsky.data.tars.sample import IMAGES, TEXTS, Raw, stem, whole
 from open_kandinsky.data.tars.sidecars import Facts
@@ -146,20 +147,21 @@ def opened(url: str) -> Iterator[tarfile.TarFile]:
     """The archive at its first member, compressed or not; one that cannot seek is read through."""
     with open_url(url) as stream:
         mode = "r:*" if stream.seekable() else "r|*"
-        with tarfile.open(fileobj=cast(IO[bytes], stream), mode=mode, errors="backslashreplace") as archive:
+        file = cast(IO[bytes], stream)
+        with tarfile.open(fileobj=file, mode=mode, errors="backslashreplace", tarinfo=Header) as archive:
             yield archive
 
 
 def entries(archive: tarfile.TarFile, url: str) -> Iterator[Entry]:
     """The members that belong to samples; a key that comes back after another one begins a new sample."""
-    position, before = -1, None
+    position, before, shard = -1, None, stem(url)
     for member in headers(archive):
         path, extension = base_plus_ext(member.name)
         kind = (extension or "").lower()
         if path is None or kind not in IMAGES + TEXTS or not member.isreg():
             continue
         position, before = position + (path != before), path
-        yield Entry(position, f"{stem(url)}/{path}", kind, member)
+        yield Entry(position, f"{shard}/{path}", kind, member)
 
 
 def headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -189,7 +191,7 @@ def skip_body(archive: tarfile.TarFile) -> None:
 def header(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
     """The header that lies here; None at the end-of-archive mark."""
     try:
-        return tarfile.TarInfo.fromtarfile(archive)
+        return Header.fromtarfile(archive)
     except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
         return None
     except (tarfile.HeaderError, ValueError) as error:
