@@ -4,9 +4,9 @@ from itertools import count
 
 import torch
 from hydra.utils import instantiate
-from lightning import LightningDataModule
+from lightning import Callback, LightningDataModule
 from makers.fitting import QUIET, Losses
-from makers.system import config
+from makers.system import config, nothing_at_zero
 
 from open_kandinsky.callbacks.ema import EMA
 from open_kandinsky.callbacks.random_numbers import RandomNumbers
@@ -27,6 +27,7 @@ CASES = {
     "movq": ["stage.quantise_from=3", "stage.adversary_from=100", *SLOWLY],
     "movq_adversary": ["stage.quantise_from=3", "stage.adversary_from=6", *SLOWLY],
 }
+LATE = {"movq": ["stage.quantise_from=0", "stage.adversary_from=100"]}
 PART = {"inpainting": "decoder", "movq_adversary": "movq"}
 ROWS = 8  # of a batch of all processes
 WORDS = "one two three four five six seven eight".split()
@@ -109,3 +110,19 @@ def trained(part, strategy, processes, steps, *more, resume=None, save=None, **o
 def run(case, strategy, processes, steps=STEPS, more=(), resume=None, save=None):
     given = [*STEADY, *CASES[case], *more]
     return trained(PART.get(case, case), strategy, processes, steps, *given, resume=resume, save=save)
+
+
+class Gradients(Callback):
+    def on_before_optimizer_step(self, trainer, stage, optimizer):
+        self.found = {name: p.grad.clone() for name, p in stage.network.named_parameters() if p.grad is not None}
+
+
+def gradients(part, engine):
+    """Of the first step, where no weight is zero."""
+    cfg = config(part, "runs", "trainer.max_steps=1", f"engine={engine}", *LATE.get(part, []))
+    torch.manual_seed(0)
+    stage, kept = instantiate(cfg.stage, _convert_="all"), Gradients()
+    nothing_at_zero(stage.network)
+    trainer = instantiate(cfg.trainer, _convert_="all")(callbacks=[kept, RandomNumbers(seed=0)], **QUIET)
+    trainer.fit(stage, datamodule=Shared())
+    return kept.found

@@ -91,5 +91,5 @@ def _over(
     """One softmax over both, of which `past`, by far the longer, is not copied."""
     scores = torch.cat([q @ kv.k.mT for kv in (past, own)], dim=3) * q.shape[3] ** -0.5
     weights = scores.masked_fill(~mask, -torch.inf).softmax(3).to(q.dtype)
-    before, here = weights.split([past.k.shape[2], own.k.shape[2]], dim=3)
-    return before @ past.v + here @ own.v
+    n = past.k.shape[2]  # slices: what comes of `split`, torch 2.11 to 2.15 compile into wrong gradients
+    return weights[..., :n] @ past.v + weights[..., n:] @ own.v
