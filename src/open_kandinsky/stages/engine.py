@@ -29,16 +29,21 @@ class Way(Protocol):
 
 
 class Compiled:
-    """torch.compile, a unit at a time: blocks of one shape share what was compiled."""
+    """torch.compile, a unit at a time: blocks of one shape share what was compiled.
 
-    def __init__(self, *, backend: str) -> None:
-        self.backend = backend
+    To torch, blocks of several levels look like one whose map changes its sides from call to call. With `dynamic` None
+    it compiles from the third on for any sides, as buckets of many shapes want it; with False for each shape anew,
+    which gives faster kernels.
+    """
+
+    def __init__(self, *, backend: str, dynamic: bool | None) -> None:
+        self.backend, self.dynamic = backend, dynamic
 
     def __call__(self, unit: nn.Module, count: int) -> None:
         # All units of a class share one limit, and past it they would run uncompiled without a word.
         limit: int = torch._dynamo.config.cache_size_limit
         torch._dynamo.config.cache_size_limit = max(limit, SHAPES * count)
-        unit.forward = torch.compile(unit.forward, backend=self.backend)
+        unit.forward = torch.compile(unit.forward, backend=self.backend, dynamic=self.dynamic)
 
 
 class Engine:
