@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -17,6 +18,15 @@ class StepFlops(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.total, self.forward, self.backward = 0, 0, 0
+
+    def __enter__(self) -> "StepFlops":
+        # Who is asked to compile while somebody looks on (torch before 2.15) runs uncompiled ever after.
+        self.uncompiled = torch.compiler.set_stance("force_eager")
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self.uncompiled.__exit__(*raised)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -31,9 +31,10 @@ class Spent(NamedTuple):
 class Throughput(Callback):
     """Logs speed/*, data/wait_share and memory as often as the loss, over the time since they were logged last.
 
-    The first step of a run is left out: it compiles, and its operations are counted. Lightning's ThroughputMonitor
-    waits for the GPU at every step, counts a validation as training where it is not told otherwise, and knows no
-    waiting; its DeviceStatsMonitor logs a hundred counters. Here a GPU is waited for once each time it is logged.
+    The first two steps of a run are left out: one has its operations counted, and the next compiles. Lightning's
+    ThroughputMonitor waits for the GPU at every step, counts a validation as training where it is not told otherwise,
+    and knows no waiting; its DeviceStatsMonitor logs a hundred counters. Here a GPU is waited for once each time it is
+    logged.
     """
 
     def __init__(self, *, clock: Clock = time.monotonic) -> None:
@@ -47,7 +48,7 @@ class Throughput(Callback):
         self.phases: Phases = phases(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.last is None:
+        if not self.images:
             self.counter = StepFlops()
             self.counter.__enter__()
 
@@ -69,8 +70,9 @@ class Throughput(Callback):
         self.images += len(batch["key"])
         if self.counter is not None:
             self._stop_counting(len(batch["key"]))
+        elif self.last is None:
             self.last = self._now(pl_module.device)
-        elif self.last is not None and logs_now(trainer) and not trainer.fit_loop._should_accumulate():
+        elif logs_now(trainer) and not trainer.fit_loop._should_accumulate():
             now = self._now(pl_module.device)
             pl_module.log_dict(self.figures(trainer, now.since(self.last)))
             self.last = now
