@@ -13,10 +13,12 @@ from torch import nn
 
 from open_kandinsky import configuration
 from open_kandinsky.diffusion.process import before
-from open_kandinsky.pipeline.compiling import compiled
+from open_kandinsky.pipeline.compiling import compiled, pays
 from open_kandinsky.pipeline.packing import packed
 from open_kandinsky.weights.diffusers import config, keys
 from open_kandinsky.weights.keymap import Rule
+
+Networks = dict[str, Any]  # by part
 
 
 class Pair(NamedTuple):
@@ -67,13 +69,14 @@ def movq(choice: str) -> Pair:
     return paired(ours, theirs, rules)
 
 
-def ways(effort: Effort, *networks: nn.Module) -> Iterator[tuple[str, list[Any]]]:
-    """As `load` has them on a CPU, and then compiled: that takes minutes and memory, and is not for quick mode."""
-    for network in networks:
-        network.to(memory_format=torch.channels_last)
-    yield "as it is", [packed(copy.deepcopy(network)) for network in networks]
+def ways(effort: Effort, networks: Mapping[str, nn.Module], device: str = "cpu") -> Iterator[tuple[str, Networks]]:
+    """By part, as `load` has them, and then compiled: that takes minutes and memory, and is not for quick mode."""
+    for network in networks.values():
+        network.to(device, memory_format=torch.channels_last).requires_grad_(False)
+    yield "as it is", {part: packed(copy.deepcopy(network)) for part, network in networks.items()}
     if not effort.quick:
-        yield "compiled", [compiled(network.requires_grad_(False)) for network in networks]
+        made = {part: compiled if pays(part, device) else packed for part in networks}
+        yield "compiled", {part: made[part](network) for part, network in networks.items()}
 
 
 def in_float64(scheduler: Any, alpha_bar: torch.Tensor) -> Any:

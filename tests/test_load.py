@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from makers.system import PARTS, untrained
@@ -187,7 +188,8 @@ def test_parts_take_turns_on_a_device(system):
     with pytest.raises(ValueError, match="the parts take turns on one device"):
         load(system, device={"prior": "cpu"}, offload=True)
     turning, plain = (load(system, offload=offload).text_to_image(["a"], steps=2) for offload in (True, False))
-    assert turning[0].tobytes() == plain[0].tobytes()
+    apart = np.abs(np.asarray(turning[0]).astype(int) - np.asarray(plain[0]))  # packed weights round otherwise
+    assert apart.max() <= 1 and apart.mean() < 0.01
 
 
 def test_fingerprints_tell_systems_apart(system, copy):

@@ -25,7 +25,8 @@ def error(ours: torch.Tensor, theirs: Any) -> float:
 def claims(effort: Effort) -> Iterator[Entry]:
     (plain, theirs), side = movq("movq_67m"), 64 if effort.quick else 256
     x = tensors({"pixels": (2, 3, side, side), "z": (2, 4, side // 8, side // 8)})
-    for how, (ours,) in ways(effort, plain):
+    for how, made in ways(effort, {"movq": plain}):
+        ours = made["movq"]
         turns = {
             "encode": (partial(ours.encode, x["pixels"]), partial(theirs.encode, x["pixels"])),
             "decode": (partial(ours.decode, x["z"]), partial(theirs.decode, x["z"], force_not_quantize=True)),

@@ -100,8 +100,7 @@ def claims(effort: Effort) -> Iterator[Entry]:
     clip = Reads(*prior_sampling.captions(n))
     text = Reads(drawn["tokens"], drawn["emb"], clip.mask)
     few = effort._replace(repeats=min(effort.repeats, 2))  # theirs takes a minute
-    for how, made in ways(effort, *(pair.ours for pair in pairs.values())):
-        networks = dict(zip(pairs, made, strict=True))
+    for how, networks in ways(effort, {part: pair.ours for part, pair in pairs.items()}):
         with torch.inference_mode():
             a, b = ours(networks, steps, size, clip, text, drawn), theirs(pairs, steps, size, clip, text, drawn)
             sizes = f"{channels} channels, {steps[0]} + {steps[1]} steps, {size} px, {n} pictures"

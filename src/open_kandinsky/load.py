@@ -58,9 +58,10 @@ def load(
     `load({"rest": "runs/quickstart", "prior": "runs/prior_linear"})` takes all parts from one folder but the prior.
     `device` may be a mapping, too; the parts that it does not name are where "" is, or on the CPU, and all results are
     where the decoder is. With `offload` the parts take turns on the one device, where the largest must fit and not the
-    sum, and wait in main memory. With `compile` prior, decoder and MoVQ go through torch.compile: for many pictures of
-    one size. Without it, those on a CPU hold their weights as it multiplies them, and cannot be trained; what `trained`
-    gives can. Raises ValueError for a folder that is none, lacks a part, or holds parts that do not fit together.
+    sum, and wait in main memory. With `compile` prior, decoder and MoVQ go through torch.compile, a prior on a CPU
+    excepted: for many pictures of one size. What is not compiled and on a CPU holds its weights as it multiplies them,
+    and cannot be trained; what `trained` gives can. Raises ValueError for a folder that is none, lacks a part, or holds
+    parts that do not fit together.
     """
     if compile:
         compiling.check(device, offload=offload)
@@ -74,7 +75,8 @@ def load(
     else:
         made = {part: network(found, dtype).to(devices[part]) for part, found in parts.items()}
         for part in compiling.DRAWING:
-            made[part] = (compiling.compiled if compile else packing.packed)(made[part])
+            quickened = compiling.compiled if compile and compiling.pays(part, devices[part]) else packing.packed
+            made[part] = quickened(made[part])
         made = {part: each if devices[part] == home else at_home(each, home) for part, each in made.items()}
     diffusions = {part: diffusion(parts[part], part, made[part], home) for part in ("prior", "decoder")}
     return Pipeline(

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 import torch._inductor.config
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from open_kandinsky.weights.devices import Device, placed
 
@@ -20,8 +22,17 @@ def check(device: Device | Mapping[str, Device], *, offload: bool) -> None:
     if offload:
         raise ValueError("offload and compile: what is compiled keeps its place; choose one of them")
     devices, compiler = placed(device), os.environ.get("CXX", "g++")
-    if any(torch.device(devices[part]).type == "cpu" for part in DRAWING) and not shutil.which(compiler):
+    if any(on_cpu(devices[part]) and pays(part, devices[part]) for part in DRAWING) and not shutil.which(compiler):
         raise ValueError(f"compile=true: on a CPU it needs a C++ compiler, and there is no {compiler!r}: install one")
+
+
+def on_cpu(device: Device) -> bool:
+    return torch.device(device).type == "cpu"
+
+
+def pays(part: str, device: Device) -> bool:
+    """Whether it draws faster compiled than packed: a prior on a CPU does not (benchmarks/README.md)."""
+    return part != "prior" or not on_cpu(device)
 
 
 def compiled(network: Any) -> Any:
@@ -29,23 +40,40 @@ def compiled(network: Any) -> Any:
 
     It stays on its device.
     """
-    on_cpu = next((p.device.type for p in network.parameters()), "cpu") == "cpu"
+    way = constant if on_cpu(next((p.device for p in network.parameters()), "cpu")) else replayed
     for name in REPEATED:
         if callable(method := getattr(network, name, None)):
-            made = torch.compile(method)
-            setattr(network, name, constant(made) if on_cpu else made)
+            setattr(network, name, way(method))
     return network
 
 
-def constant(made: Callable[..., Any]) -> Callable[..., Any]:
-    """Weights become a part of the program, laid out as its kernels read them once and not at each call: held twice.
+def constant(method: Callable[..., Any]) -> Callable[..., Any]:
+    """For a CPU: weights become a part of the program, laid out as its kernels read them once and not at each call.
 
-    Set for the call and not as an option of the compiler, which is asked before it sees its options.
+    They are held twice. Set for the call and not as an option of the compiler, which is asked before it sees its
+    options.
     """
+    made = torch.compile(method)
 
-    @wraps(made)
+    @wraps(method)
     def run(*args: Any, **kwargs: Any) -> Any:
         with torch._inductor.config.patch(freezing=True):
             return made(*args, **kwargs)
+
+    return run
+
+
+def replayed(method: Callable[..., Any]) -> Callable[..., Any]:
+    """For a GPU: a call's kernels are recorded once for a size, and started together at each call (a CUDA graph).
+
+    A step for few pictures starts a thousand kernels, which a GPU runs sooner than Python can ask for them. What comes
+    out is copied: the next call writes where it lies.
+    """
+    made = torch.compile(method, mode="reduce-overhead")
+
+    @wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return tree_map_only(Tensor, Tensor.clone, made(*args, **kwargs))
 
     return run
