@@ -55,7 +55,9 @@ def write_cache(folder: Path, images: int, width: int, text_states: str, *, unif
         keys = [f"{at:05d}/{row:09d}" for row in range(SHARD)]
         rows = rows_of(made, texts, [[f"a caption of {key}"] for key in keys], keys, kept(text_states))
         write_shard(folder / f"{at:05d}.safetensors", rows, {})
-    write_null(folder, {"text_tokens": torch.zeros(1, POSITIONS, width)})
+    null = {"image_emb": torch.zeros(1, CLIP), "text_emb": torch.zeros(1, CLIP)}
+    nothing = torch.ones(1, POSITIONS, dtype=torch.bool)
+    write_null(folder, null | {"text_tokens": torch.zeros(1, POSITIONS, width), "text_mask": nothing})
     finish(folder, {"text_states": text_states}, shard_files(folder))
     return folder
 
