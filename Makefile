@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart coco eval-needs eval-coco eval-priors eval-selfcheck bench memory test test-all check
+.PHONY: help setup quickstart coco eval-needs eval-coco eval-priors eval-selfcheck bench memory test test-all test-gpu check
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,9 @@ test: $(VENV)/.setup-dev  ## the quick tests
 
 test-all: $(VENV)/.setup-dev  ## the slow tests too
 	$(RUN) -m pytest -n 2 -m "not gpu"
+
+test-gpu: $(VENV)/.setup-dev  ## the tests that need a GPU
+	$(RUN) -m pytest -n 4 -m gpu
 
 check: $(VENV)/.setup-dev  ## lint, format and types
 	$(RUN) -m ruff check

@@ -7,5 +7,6 @@ SRC = Path(__file__).parents[2] / "src"
 
 
 def environment():
-    """This process's, for a program that finds the package and leaves the other cores alone."""
-    return {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
+    """This process's, for a program that finds the package too and leaves the other cores alone."""
+    paths = [str(SRC), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
