@@ -43,7 +43,7 @@ class Training(NamedTuple):
 
 TRAININGS = {
     "decoder_256": Training(
-        128, 0.5, XLM_R, "all", ["stage.network.channels=32", "stage.network.emb=64", "stage.network.blocks=1"]
+        160, 0.5, XLM_R, "all", ["stage.network.channels=32", "stage.network.emb=64", "stage.network.blocks=1"]
     ),
     "prior": Training(256, 0.4, CLIP, "words", ["stage.network.width=64", "stage.network.layers=2"]),
 }

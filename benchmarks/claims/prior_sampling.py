@@ -8,6 +8,7 @@ other three.
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import KandinskyPriorPipeline, UnCLIPScheduler
@@ -37,10 +38,11 @@ def captions(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return tokens, emb, torch.arange(77) < words[:, None]
 
 
-def theirs(pair: Pair, tokens: torch.Tensor, emb: torch.Tensor, mask: torch.Tensor, steps: int = 25):
+def theirs(
+    pair: Pair, tokens: torch.Tensor, emb: torch.Tensor, mask: torch.Tensor, steps: int = 25, scheduler: Any = None
+):
     """Their pipeline's call, given what its text encoder would have said: their order is empty captions first."""
-    scheduler = in_float64(UnCLIPScheduler(**SCHEDULER), ALPHA_BAR)
-    made = {"prior": pair.theirs, "scheduler": scheduler}
+    made = {"prior": pair.theirs, "scheduler": scheduler or in_float64(UnCLIPScheduler(**SCHEDULER), ALPHA_BAR)}
     pipe = KandinskyPriorPipeline(**made, image_encoder=None, text_encoder=None, tokenizer=None, image_processor=None)
     pipe.set_progress_bar_config(disable=True)
     n = len(tokens) - 1

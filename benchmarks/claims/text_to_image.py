@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from diffusers import DDIMScheduler, KandinskyPipeline
+from diffusers import DDIMScheduler, KandinskyPipeline, UnCLIPScheduler
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -42,68 +42,92 @@ class Reads:
         return SimpleNamespace(tokens=self.tokens[rows], emb=self.emb[rows], mask=self.mask[rows])
 
     def null_image(self) -> torch.Tensor:
-        return torch.zeros(1, 768)
+        return torch.zeros_like(self.emb[:1])
 
 
-def ours(networks: dict[str, Any], steps: tuple[int, int], size: int, clip: Reads, text: Reads, drawn: Any) -> Run:
+def ours(networks: dict[str, Any], steps: tuple[int, int], size: int, clip: Reads, text: Reads, z: torch.Tensor) -> Run:
     of_prior = Sampling(steps=steps[0], scale=4.0, sampler="ddpm", clamp=CLAMP)
     of_decoder = Sampling(steps=steps[1], scale=4.0, sampler="ddim", clamp=None)
+    tables = (table.to(z.device) for table in (prior_sampling.ALPHA_BAR, ALPHA_BAR))
     pipe = Pipeline(
         clip=clip,  # pyright: ignore[reportArgumentType]
         text=text,
-        prior=Diffusion(networks["prior"], prior_sampling.ALPHA_BAR, X0(), of_prior),
-        decoder=Diffusion(networks["decoder"], ALPHA_BAR, LearnedRange(Eps()), of_decoder),
+        prior=Diffusion(networks["prior"], next(tables), X0(), of_prior),
+        decoder=Diffusion(networks["decoder"], next(tables), LearnedRange(Eps()), of_decoder),
         movq=networks["movq"],
         size=size,
-        device="cpu",
+        device=z.device,
     )
-    captions = ["a caption"] * len(drawn["z"])
+    captions = ["a caption"] * len(z)
 
     def run() -> torch.Tensor:
-        noise = prior_noise(len(captions))
+        noise = prior_noise(len(captions), z.device)
         image_emb = pipe.text_to_embedding(captions, x_T=next(noise), noise=noise)
-        return pipe.latent_to_image(pipe.embedding_to_latent(image_emb, captions, x_T=drawn["z"]))
+        return pipe.latent_to_image(pipe.embedding_to_latent(image_emb, captions, x_T=z))
 
     return run
 
 
-def prior_noise(n: int) -> Iterator[torch.Tensor]:
+def prior_noise(n: int, device: torch.device) -> Iterator[torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
-    return (torch.randn(n, 768, generator=generator) for _ in iter(int, 1))
+    return (torch.randn(n, 768, generator=generator).to(device) for _ in iter(int, 1))
 
 
-def theirs(pairs: dict[str, Pair], steps: tuple[int, int], size: int, clip: Reads, text: Reads, drawn: Any) -> Run:
-    n = len(drawn["z"])
+def theirs(
+    pairs: dict[str, Pair], steps: tuple[int, int], size: int, clip: Reads, text: Reads, z: torch.Tensor, *, ours: bool
+) -> Run:
+    """`ours`: by our tables of float64, which makes outputs alike; else by their schedulers as they come."""
+    n, scheduler = len(z), DDIMScheduler(**SCHEDULER)
     rows = [n] * n + list(range(n))  # their order is empty captions first
-    first = prior_sampling.theirs(pairs["prior"], clip.tokens, clip.emb, clip.mask, steps[0])
+    of_prior = None if ours else UnCLIPScheduler(**prior_sampling.SCHEDULER)
+    first = prior_sampling.theirs(pairs["prior"], clip.tokens, clip.emb, clip.mask, steps[0], of_prior)
     networks = {"unet": pairs["decoder"].theirs, "movq": pairs["movq"].theirs}
-    scheduler = in_float64(DDIMScheduler(**SCHEDULER), ALPHA_BAR)
+    scheduler = in_float64(scheduler, ALPHA_BAR) if ours else scheduler
     pipe = KandinskyPipeline(**networks, scheduler=scheduler, text_encoder=None, tokenizer=None)
     pipe.set_progress_bar_config(disable=True)
     pipe._encode_prompt = lambda *_: (text.emb[rows], text.tokens[rows], None)
     asked = {"height": size, "width": size, "num_inference_steps": steps[1], "guidance_scale": 4.0}
 
     def run() -> torch.Tensor:
-        embs = {"image_embeds": first(), "negative_image_embeds": clip.null_image().expand(n, -1)}
-        made: Any = pipe(["a caption"] * n, **embs, **asked, latents=drawn["z"], output_type="pt")
+        embs = {"image_embeds": first(), "negative_image_embeds": torch.zeros_like(clip.emb[:n])}
+        made: Any = pipe(["a caption"] * n, **embs, **asked, latents=z, output_type="pt")
         return made.images.clamp(-1, 1)
 
     return run
 
 
+class Sizes(NamedTuple):
+    n: int
+    size: int  # pixels a side
+    steps: tuple[int, int]
+    width: int  # of the prior
+    channels: int  # of the decoder
+
+    def pairs(self) -> dict[str, Pair]:
+        heads = self.width // 64
+        return {"prior": prior(self.width, heads), "decoder": unet(self.channels), "movq": movq("movq_67m")}
+
+    def inputs(self, device: str, dtype: torch.dtype) -> tuple[Reads, Reads, torch.Tensor]:
+        """What CLIP and the decoder's text encoder say of the captions, and noise."""
+        side = self.size // 8
+        shapes = {"z": (self.n, 4, side, side), "tokens": (self.n + 1, 77, 1024), "emb": (self.n + 1, 768)}
+        drawn = {name: value.to(device, dtype) for name, value in tensors(shapes).items()}
+        tokens, emb, mask = prior_sampling.captions(self.n)
+        clip = Reads(tokens.to(device, dtype), emb.to(device, dtype), mask.to(device))
+        return clip, Reads(drawn["tokens"], drawn["emb"], clip.mask), drawn["z"].float()
+
+    def __str__(self) -> str:
+        return f"{self.channels} channels, {self.steps[0]} + {self.steps[1]} steps, {self.size} px, {self.n} pictures"
+
+
 def claims(effort: Effort) -> Iterator[Entry]:
-    n, size, steps, width, channels = (1, 64, (5, 5), 128, 64) if effort.quick else (2, 256, (25, 50), 512, 128)
-    pairs = {"prior": prior(width, heads=width // 64), "decoder": unet(channels), "movq": movq("movq_67m")}
-    side = size // 8
-    shapes = {"z": (n, 4, side, side), "tokens": (n + 1, 77, 1024), "emb": (n + 1, 768)}
-    drawn = tensors(shapes)
-    clip = Reads(*prior_sampling.captions(n))
-    text = Reads(drawn["tokens"], drawn["emb"], clip.mask)
+    sizes = Sizes(1, 64, (5, 5), 128, 64) if effort.quick else Sizes(2, 256, (25, 50), 512, 128)
+    pairs, inputs = sizes.pairs(), sizes.inputs("cpu", torch.float32)
     few = effort._replace(repeats=min(effort.repeats, 2))  # theirs takes a minute
     for how, networks in ways(effort, {part: pair.ours for part, pair in pairs.items()}):
         with torch.inference_mode():
-            a, b = ours(networks, steps, size, clip, text, drawn), theirs(pairs, steps, size, clip, text, drawn)
-            sizes = f"{channels} channels, {steps[0]} + {steps[1]} steps, {size} px, {n} pictures"
+            a = ours(networks, sizes.steps, sizes.size, *inputs)
+            b = theirs(pairs, sizes.steps, sizes.size, *inputs, ours=True)
             yield compared(f"text to image, {sizes}, {how}", a, b, 1.6, few, greatest_error)
 
 
