@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from makers.system import nothing_at_zero
 
-from open_kandinsky.networks.blocks import ConvBlock, FilmBlock, SpatialNorm, Upsample, joined
+from open_kandinsky.networks.blocks import ConvBlock, FilmBlock, SpatialNorm, Upsample, doubled, joined
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -58,3 +58,15 @@ def test_a_sum_in_place_keeps_the_wider_type():
     with torch.no_grad():
         for a, b in ((wide, narrow), (narrow, wide)):
             assert torch.equal(joined(a.clone(), b.clone()), a + b) and joined(a, b.clone()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_doubled_is_nearest_neighbour(memory_format):
+    """And so are its gradients; no dtype is left, and a GPU's layout comes out."""
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    up = torch.randn(2, 3, 10, 8, dtype=torch.float64)
+    expected = F.interpolate(x, scale_factor=2.0, mode="nearest")
+    found = doubled(x)
+    assert found.equal(expected) and found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(*(torch.autograd.grad(y, x, up)[0] for y in (found, expected)), rtol=1e-14, atol=1e-14)
+    assert doubled(x.bfloat16()).dtype == torch.bfloat16

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -95,7 +95,13 @@ class Upsample(nn.Module):
     """Nearest neighbour, twice the sides."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        # On a GPU autocast would have interpolate give float32, which all later blocks would then add to.
+        return F.interpolate(x, scale_factor=2.0, mode="nearest") if x.device.type == "cpu" else doubled(x)
+
+
+def doubled(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
+    """The same of any type, in channels_last; compiled too, its gradients are added up in a fixed order."""
+    return rearrange(repeat(x, "b c h w -> b (h 2) (w 2) c"), "b h w c -> b c h w")
 
 
 class PadEnd(nn.Module):
