@@ -1,7 +1,7 @@
 """Text to image at full size on one GPU, with weights of bfloat16, from a caption's states: against diffusers.
 
 Kandinsky 2.1's prior (width 2048), 25 steps; its decoder (384 channels), 50 steps of DDIM; MoVQ, 67M; one picture of
-512 px. Ours as it is and compiled (`compile=true`: CUDA graphs); theirs are KandinskyPriorPipeline and
+512 px. Ours as it is and compiled (`compile=true`); theirs are KandinskyPriorPipeline and
 KandinskyPipeline as they come, of the same random weights and in bfloat16 too. Without a GPU small networks show that
 it runs.
 """

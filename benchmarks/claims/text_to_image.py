@@ -90,7 +90,7 @@ def theirs(
 
     def run() -> torch.Tensor:
         embs = {"image_embeds": first(), "negative_image_embeds": torch.zeros_like(clip.emb[:n])}
-        made: Any = pipe(["a caption"] * n, **embs, **asked, latents=z, output_type="pt")
+        made: Any = pipe(["a caption"] * n, **embs, **asked, latents=z.to(text.emb.dtype), output_type="pt")
         return made.images.clamp(-1, 1)
 
     return run

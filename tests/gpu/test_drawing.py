@@ -1,4 +1,4 @@
-"""A GPU draws what a CPU draws; as it is, in turns, and from recorded kernels."""
+"""A GPU draws what a CPU draws: as it is, in turns, and compiled."""
 
 import json
 import subprocess
@@ -18,10 +18,9 @@ from open_kandinsky.precompute import precompute
 
 pytestmark = pytest.mark.gpu
 
-RECORDED = """
+COMPILED = """
 import json, sys
 import torch
-from torch._dynamo.utils import counters
 from open_kandinsky.load import load
 
 system, dtype = sys.argv[1], getattr(torch, sys.argv[2])
@@ -29,18 +28,14 @@ plain, quick = (load(system, device="cuda", dtype=dtype, compile=compile) for co
 
 def drawn(pipe, seed):
     image_emb = pipe.text_to_embedding(["a red circle", "a blue cross"], steps=4, seeds=[seed, seed + 1])
-    return pipe.latent_to_image(pipe.embedding_to_latent(image_emb, ["a red circle"] * 2, steps=6, seeds=[seed, 9]))
+    return pipe.embedding_to_latent(image_emb, ["a red circle"] * 2, steps=6, seeds=[seed, 9])
 
 first = drawn(quick, 0)
 kept, again = first.clone(), [drawn(quick, seed) for seed in (1, 0)]
-apart = [float((a - b).abs().max()) for a, b in zip([again[1], again[0]], [drawn(plain, seed) for seed in (0, 1)])]
-print(json.dumps({
-    "apart": max(apart),
-    "differ": float((again[0] - again[1]).abs().max()),
-    "same": first.equal(kept) and first.equal(again[1]),
-    "skipped": counters["inductor"]["cudagraph_skips"],
-    "graphs": len(torch._inductor.cudagraph_trees.get_container(0).tree_manager.roots),
-}))
+apart = [(a - b).norm() / b.norm() for a, b in zip([first, again[0]], [drawn(plain, seed) for seed in (0, 1)])]
+apart.append((quick.latent_to_image(first) - plain.latent_to_image(first)).abs().median())
+same = first.equal(kept) and first.equal(again[1])
+print(json.dumps({"apart": float(max(apart)), "differ": float((first - again[0]).norm() / first.norm()), "same": same}))
 """
 
 
@@ -70,14 +65,13 @@ def test_parts_take_turns_on_a_gpu(system):
     assert held[0][0] == held[1][0] and held[1][1] < held[0][1] / 2
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.3)])
-def test_recorded_kernels_draw_the_same(system, tmp_path, dtype, tolerance):
-    """As a program of its own: what checks shapes here is not to be compiled. A later call leaves earlier pictures."""
-    program = [sys.executable, "-c", RECORDED, str(system), dtype]
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.1)])
+def test_what_is_compiled_draws_the_same(system, tmp_path, dtype, tolerance):
+    """As a program of its own: what checks shapes here is not to be compiled. A later call leaves earlier latents."""
+    program = [sys.executable, "-c", COMPILED, str(system), dtype]
     said = subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment())
     found = json.loads(said.stdout.splitlines()[-1])
-    assert found["apart"] <= tolerance and found["differ"] > 1e-2
-    assert found["same"] and not found["skipped"] and found["graphs"] >= 3
+    assert found["apart"] < tolerance < found["differ"] and found["same"]
 
 
 def test_a_cache_made_on_a_gpu_is_a_cpus(shapes, system, tmp_path):

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 import torch._inductor.config
-from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from open_kandinsky.weights.devices import Device, placed
 
@@ -40,7 +38,7 @@ def compiled(network: Any) -> Any:
 
     It stays on its device.
     """
-    way = constant if on_cpu(next((p.device for p in network.parameters()), "cpu")) else replayed
+    way = constant if on_cpu(next((p.device for p in network.parameters()), "cpu")) else torch.compile
     for name in REPEATED:
         if callable(method := getattr(network, name, None)):
             setattr(network, name, way(method))
@@ -59,21 +57,5 @@ def constant(method: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         with torch._inductor.config.patch(freezing=True):
             return made(*args, **kwargs)
-
-    return run
-
-
-def replayed(method: Callable[..., Any]) -> Callable[..., Any]:
-    """For a GPU: a call's kernels are recorded once for a size, and started together at each call (a CUDA graph).
-
-    A step for few pictures starts a thousand kernels, which a GPU runs sooner than Python can ask for them. What comes
-    out is copied: the next call writes where it lies.
-    """
-    made = torch.compile(method, mode="reduce-overhead")
-
-    @wraps(method)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        torch.compiler.cudagraph_mark_step_begin()
-        return tree_map_only(Tensor, Tensor.clone, made(*args, **kwargs))
 
     return run
