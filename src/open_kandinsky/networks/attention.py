@@ -78,7 +78,8 @@ class CausalAttention(nn.Module):
     ) -> tuple[Float[Tensor, "b n c"], KV]:
         """`mask` is True where a position may look, over `past` and then x; returns also x's keys and values."""
         q, *both = _heads(self.qkv(x), 3, self.heads)
-        own = KV(*both)
+        # As those read them who are given them; and a compiled layer that gave views would have all of qkv made anew.
+        own = KV(*(x.contiguous() for x in both))
         attended = (
             F.scaled_dot_product_attention(q, *own, attn_mask=mask) if past is None else _over(past, own, q, mask)
         )

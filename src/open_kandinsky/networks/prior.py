@@ -71,7 +71,7 @@ class DiffusionPrior(nn.Module):
         x = torch.cat([self.text_tokens(text_tokens), self.text_emb(text_emb)[:, None]], dim=1) + self.position[:-3]
         mask = torch.cat([text_mask, text_mask.new_ones(len(text_mask), 1)], dim=1)
         _, kv = self._run(x, rearrange(mask, "b m -> b 1 1 m") & _causal(x), past=None)
-        return Prefix(tuple(KV(*(x.contiguous() for x in layer)) for layer in kv), mask)  # as every step reads them
+        return Prefix(kv, mask)
 
     def forward(self, x_t: Float[Tensor, "b d"], t: Int[Tensor, "b"], prefix: Prefix) -> Float[Tensor, "b d"]:
         x = torch.stack([self.time(t), self.x_t(x_t), self.readout.expand(len(x_t), -1)], dim=1) + self.position[-3:]
