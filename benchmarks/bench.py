@@ -44,7 +44,7 @@ def measured(file: Path, quick: bool) -> list[Entry]:
         asked = [sys.executable, str(file), "--json", str(out), *(["--quick"] if quick else [])]
         print(f"\n{file.stem}", flush=True)
         subprocess.run(asked, check=True, env=None)
-        return [entry | {"of": file.stem} for entry in json.loads(out.read_text())]
+        return [entry | {"of": file.stem} for entry in read(out)]
 
 
 def read(path: Path) -> list[Entry]:
@@ -68,7 +68,8 @@ def main() -> None:
     with ThreadPoolExecutor(2 if args.quick else 1) as pool:  # figures that mean nothing may disturb each other
         entries = [entry for of_file in pool.map(partial(measured, quick=args.quick), files) for entry in of_file]
     if not args.quick:
-        kept = [entry for entry in read(RESULTS) if entry["of"] not in {file.stem for file in files}]
+        measured_now = {entry["of"] for entry in entries}  # a GPU's claims measure nothing where there is none
+        kept = [entry for entry in read(RESULTS) if entry["of"] not in measured_now]
         atomic.write(RESULTS, json.dumps(sorted(kept + entries, key=lambda e: e["of"]), indent=2) + "\n")
     if args.gate and (fallen := losses(entries, read(BASELINE))):
         sys.exit("slower than baseline.json:\n" + "\n".join(fallen))

@@ -3,7 +3,7 @@
 Kandinsky 2.1's decoder and prior as their recipes in conf/experiment/kandinsky21 have them, on one GPU, with as many
 examples as it holds, as they are and with engine=compile; a stream brings random rows of a cache of the recipes' sizes.
 Theirs is the step's counted FLOPs over the dense rate of this GPU, the best that a product of two 8192 x 8192 bfloat16
-matrices reaches here: the ratio is MFU of that rate. Without a GPU, small trainings show that it runs.
+matrices reaches here: the ratio is MFU of that rate. Nothing is measured without a GPU; --quick shows that it runs.
 """
 
 import os
@@ -106,6 +106,8 @@ def trained(stage: str, training: Training, engine: str, windows: int, folder: P
 def claims(effort: Effort) -> Iterator[Entry]:
     hush()
     there = torch.cuda.is_available()
+    if not there and not effort.quick:
+        return
     rate = dense_rate() if there else None
     for stage, training in TRAININGS.items():
         with tempfile.TemporaryDirectory() as root:
