@@ -36,7 +36,7 @@ def claims(effort: Effort) -> Iterator[Entry]:
     for how, networks in ways(effort, {part: pair.ours for part, pair in pairs.items()}, device):
         with torch.inference_mode():
             a = ours(networks, sizes.steps, sizes.size, *inputs)
-            b = theirs(pairs, sizes.steps, sizes.size, *inputs, ours=False)
+            b = theirs(pairs, sizes.steps, sizes.size, *inputs, exact=False)
             yield compared(f"text to image on a GPU, bfloat16, {sizes}, {how}", a, b, GOAL, effort)
 
 

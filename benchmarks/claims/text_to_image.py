@@ -74,15 +74,15 @@ def prior_noise(n: int, device: torch.device) -> Iterator[torch.Tensor]:
 
 
 def theirs(
-    pairs: dict[str, Pair], steps: tuple[int, int], size: int, clip: Reads, text: Reads, z: torch.Tensor, *, ours: bool
+    pairs: dict[str, Pair], steps: tuple[int, int], size: int, clip: Reads, text: Reads, z: torch.Tensor, *, exact: bool
 ) -> Run:
-    """`ours`: by our tables of float64, which makes outputs alike; else by their schedulers as they come."""
+    """`exact`: by our tables of float64, which makes outputs alike; else by their schedulers as they come."""
     n, scheduler = len(z), DDIMScheduler(**SCHEDULER)
     rows = [n] * n + list(range(n))  # their order is empty captions first
     of_prior = None if ours else UnCLIPScheduler(**prior_sampling.SCHEDULER)
     first = prior_sampling.theirs(pairs["prior"], clip.tokens, clip.emb, clip.mask, steps[0], of_prior)
     networks = {"unet": pairs["decoder"].theirs, "movq": pairs["movq"].theirs}
-    scheduler = in_float64(scheduler, ALPHA_BAR) if ours else scheduler
+    scheduler = in_float64(scheduler, ALPHA_BAR) if exact else scheduler
     pipe = KandinskyPipeline(**networks, scheduler=scheduler, text_encoder=None, tokenizer=None)
     pipe.set_progress_bar_config(disable=True)
     pipe._encode_prompt = lambda *_: (text.emb[rows], text.tokens[rows], None)
@@ -127,7 +127,7 @@ def claims(effort: Effort) -> Iterator[Entry]:
     for how, networks in ways(effort, {part: pair.ours for part, pair in pairs.items()}):
         with torch.inference_mode():
             a = ours(networks, sizes.steps, sizes.size, *inputs)
-            b = theirs(pairs, sizes.steps, sizes.size, *inputs, ours=True)
+            b = theirs(pairs, sizes.steps, sizes.size, *inputs, exact=True)
             yield compared(f"text to image, {sizes}, {how}", a, b, 1.6, few, greatest_error)
 
 

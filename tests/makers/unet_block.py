@@ -21,18 +21,19 @@ def block(c_in, width, upsamples):
     return made
 
 
-def gradients(c_in, width, side, upsamples, device, engine, n=4):
-    """Of inputs and parameters, by name; on a GPU in bfloat16 by autocast, and in channels_last, as it trains."""
+def gradients(c_in, width, side, upsamples, n, device, engine, mixed):
+    """Of inputs and parameters, by name. `mixed`: in bfloat16 by autocast and in channels_last, as a GPU trains."""
+    torch.backends.cudnn.allow_tf32 = False
     made = block(c_in, width, upsamples).to(device)
     shapes = [(n, c_in, side, side), (n, EMB), *[(n, width // HEAD, LENGTH, HEAD)] * 2]
     inputs = [torch.randn(shape).to(device) for shape in shapes]
-    if device == "cuda":
+    if mixed:
         made.to(memory_format=torch.channels_last)
         inputs[0] = inputs[0].contiguous(memory_format=torch.channels_last)
     if engine == "compile":
         Compiled(backend="inductor", dynamic=False)(made, 1)
     x, emb, *kv = [each.requires_grad_() for each in inputs]
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+    with torch.autocast(device, torch.bfloat16, enabled=mixed):
         out = made.forward(x, emb, KV(*kv))
     out.backward(torch.randn(out.shape).to(out))
     named = dict(made.named_parameters()) | dict(zip(("x", "emb", "k", "v"), inputs, strict=True))
