@@ -105,7 +105,7 @@ def main(claims: Claims, about: str | None) -> None:
     parser.add_argument("--json", type=Path, help="write the entries to this file")
     parser.add_argument("--quick", action="store_true", help="only see that it runs: the figures mean nothing")
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if args.quick else 2)  # a quick one has another beside it
     effort = Effort(repeats=1, quick=True) if args.quick else Effort(repeats=7, quick=False)
     print(HEADER, flush=True)
     entries = []
