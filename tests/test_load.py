@@ -5,7 +5,6 @@ import shutil
 import sys
 from dataclasses import asdict
 
-import numpy as np
 import pytest
 import torch
 from makers.system import PARTS, untrained
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from open_kandinsky.failures import message
 from open_kandinsky.load import fingerprints, load, parameters_on_meta, trained
+from open_kandinsky.pipeline import packing
 from open_kandinsky.weights.devices import Turns, at_home, placed
 
 
@@ -175,7 +175,7 @@ def test_a_device_for_each_part(system):
     assert mapped.text_to_embedding(["a"], steps=2).equal(one.text_to_embedding(["a"], steps=2))
 
 
-def test_parts_take_turns_on_a_device(system):
+def test_parts_take_turns_on_a_device(system, monkeypatch):
     """`meta`, which keeps no values, stands for it: what comes back from it unharmed was never brought back."""
     turns, a, b = Turns("meta"), torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)
     state = {name: x.clone() for name, x in a.state_dict().items()}
@@ -187,9 +187,9 @@ def test_parts_take_turns_on_a_device(system):
     assert all(x.equal(state[name]) for name, x in a.state_dict().items())
     with pytest.raises(ValueError, match="the parts take turns on one device"):
         load(system, device={"prior": "cpu"}, offload=True)
+    monkeypatch.setattr(packing, "packed", lambda network: network)  # packed weights round otherwise
     turning, plain = (load(system, offload=offload).text_to_image(["a"], steps=2) for offload in (True, False))
-    apart = np.abs(np.asarray(turning[0]).astype(int) - np.asarray(plain[0]))  # packed weights round otherwise
-    assert apart.max() <= 1 and apart.mean() < 0.01
+    assert turning[0].tobytes() == plain[0].tobytes()
 
 
 def test_fingerprints_tell_systems_apart(system, copy):
