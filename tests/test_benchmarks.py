@@ -1,17 +1,16 @@
 """Every claim's file runs in its quick mode, and says what a reader of results.json expects. No timing is asserted."""
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
+from makers.benchmarks import BENCHMARKS, module
 from makers.system import PARTS, config, stage
 from omegaconf import OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -19,17 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from open_kandinsky import configuration
 from open_kandinsky.stages.recomputing import saved, storages
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 EXPERIMENTS = BENCHMARKS.parent / "conf" / "experiment"
 CLAIMS = sorted((BENCHMARKS / "claims").glob("*.py"))
 FIGURES = ("ours_s", "theirs_s", "ratio", "goal", "spread")
-
-
-def module(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
 
 
 def test_the_gate_names_what_has_fallen_by_more_than_a_fifth_and_nothing_else():

@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from makers import precomputing
 from makers.evaluators import inception_state, photos
 from makers.programs import environment
 
-from open_kandinsky import configuration
 from open_kandinsky.data.cache import CachedData
 from open_kandinsky.load import load
 from open_kandinsky.metrics.evaluators.inception import Inception, tf1
@@ -78,9 +78,7 @@ def test_a_cache_made_on_a_gpu_is_a_cpus(shapes, system, tmp_path):
     made = {}
     for device in ("cpu", "cuda"):
         out = tmp_path / device
-        paths = {"urls": shapes / "shapes" / "train", "out": out, "clip": system / "clip", "movq": system / "movq"}
-        given = [f"{key}='{path}'" for key, path in paths.items()]
-        precompute(configuration.compose("precompute", [*given, "image_size=32", f"device={device}"]))
+        precompute(precomputing.config(shapes / "shapes" / "train", out, system, f"device={device}"))
         fields = ["z", "image_emb", "text_emb", "text_tokens", "text_mask"]
         data = CachedData(path=str(out), val_path=str(out), fields=fields, padding=True, batch_size=8, limit=None,
                           in_memory=True, workers=0, shuffle_buffer=8, seed=0)  # fmt: skip

@@ -1,10 +1,8 @@
 """A training on a GPU: compiled, sharded, stopped and gone on with, it is the same, and keeps what was counted."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from makers.benchmarks import module
 from makers.fitting import Losses, Repeated, latents, trainer
 from makers.ranks import ranks
 from makers.system import config, nothing_at_zero, stage
@@ -17,7 +15,6 @@ from open_kandinsky.diffusion.draws import ALONE, Draws
 
 pytestmark = pytest.mark.gpu
 
-COST = Path(__file__).parents[2] / "benchmarks" / "cost.py"
 GPU = ("trainer=gpu", "trainer.precision=32-true")
 
 
@@ -116,9 +113,7 @@ def test_the_gpus_memory_and_share_are_logged():
 
 def test_a_step_keeps_what_was_counted():
     """Of each example, where a batch is large enough for the allocator's rounding to be nothing."""
-    spec = importlib.util.spec_from_file_location("cost", COST)
-    cost = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(cost)
+    cost = module("cost")
     cfg = config("decoder", "runs", "trainer=gpu", "stage.network.channels=64", "stage.network.emb=256")
     with FakeTensorMode():
         expected = cost.counted(cost.made(cfg), cfg).activations
