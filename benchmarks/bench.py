@@ -43,7 +43,7 @@ def measured(file: Path, quick: bool) -> list[Entry]:
         out = Path(folder) / "entries.json"
         asked = [sys.executable, str(file), "--json", str(out), *(["--quick"] if quick else [])]
         print(f"\n{file.stem}", flush=True)
-        subprocess.run(asked, check=True, env=None)
+        subprocess.run(asked, check=True)
         return [entry | {"of": file.stem} for entry in read(out)]
 
 

@@ -55,9 +55,14 @@ def alone(claim: str, **figures: Any) -> Entry:
 def seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()
+    return waited() - start
+
+
+def waited() -> float:
+    """The time when what was asked of a GPU is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter()
 
 
 def where() -> Entry:

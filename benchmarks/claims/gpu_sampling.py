@@ -35,8 +35,8 @@ def claims(effort: Effort) -> Iterator[Entry]:
     inputs = sizes.inputs(device, dtype)
     for how, networks in ways(effort, {part: pair.ours for part, pair in pairs.items()}, device):
         with torch.inference_mode():
-            a = ours(networks, sizes.steps, sizes.size, *inputs)
-            b = theirs(pairs, sizes.steps, sizes.size, *inputs, exact=False)
+            a = ours(networks, sizes, *inputs)
+            b = theirs(pairs, sizes, *inputs, exact=False)
             yield compared(f"text to image on a GPU, bfloat16, {sizes}, {how}", a, b, GOAL, effort)
 
 

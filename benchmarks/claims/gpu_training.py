@@ -9,7 +9,6 @@ matrices reaches here: the ratio is MFU of that rate. Nothing is measured withou
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -23,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from caches import CLIP, XLM_R, write_cache  # noqa: E402
-from timing import Effort, Entry, alone, main  # noqa: E402
+from decoder_step import SILENT  # noqa: E402
+from pairs import of_width  # noqa: E402
+from timing import Effort, Entry, alone, main, waited  # noqa: E402
 
 from open_kandinsky import configuration  # noqa: E402
 from open_kandinsky.callbacks.speed.throughput import Throughput  # noqa: E402
@@ -42,9 +43,7 @@ class Training(NamedTuple):
 
 
 TRAININGS = {
-    "decoder_256": Training(
-        160, 0.5, XLM_R, "all", ["stage.network.channels=32", "stage.network.emb=64", "stage.network.blocks=1"]
-    ),
+    "decoder_256": Training(160, 0.5, XLM_R, "all", [*of_width(32), "stage.network.blocks=1"]),
     "prior": Training(256, 0.4, CLIP, "words", ["stage.network.width=64", "stage.network.layers=2"]),
 }
 
@@ -62,12 +61,6 @@ class Windows(Callback):
             if self.steps > BEFORE:
                 self.seconds.append((now - self.since) / WINDOW)
             self.since = now
-
-
-def waited() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def dense_rate() -> float:
@@ -93,10 +86,10 @@ def trained(stage: str, training: Training, engine: str, windows: int, folder: P
     chosen += [f"data.workers={min(os.cpu_count() or 1, 4)}"]
     cfg: Any = configuration.compose("train", chosen + ([] if there else training.small))
     watch, throughput = Windows(), Throughput()
-    quiet = dict.fromkeys(["enable_checkpointing", "enable_progress_bar", "logger"], False)
     steps = BEFORE + windows * WINDOW
     trainer = instantiate(cfg.trainer, max_steps=steps, _convert_="all")(
-        callbacks=[make(cfg.callbacks.ema), make(cfg.callbacks.health), throughput, watch], **quiet
+        callbacks=[make(cfg.callbacks.ema), make(cfg.callbacks.health), throughput, watch],
+        **dict.fromkeys(SILENT, False),
     )
     torch.manual_seed(0)
     trainer.fit(make(cfg.stage), make(cfg.data))

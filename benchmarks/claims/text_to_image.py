@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DDIMScheduler, KandinskyPipeline, UnCLIPScheduler
+from diffusers import DDIMScheduler, KandinskyPipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -45,57 +45,6 @@ class Reads:
         return torch.zeros_like(self.emb[:1])
 
 
-def ours(networks: dict[str, Any], steps: tuple[int, int], size: int, clip: Reads, text: Reads, z: torch.Tensor) -> Run:
-    of_prior = Sampling(steps=steps[0], scale=4.0, sampler="ddpm", clamp=CLAMP)
-    of_decoder = Sampling(steps=steps[1], scale=4.0, sampler="ddim", clamp=None)
-    tables = (table.to(z.device) for table in (prior_sampling.ALPHA_BAR, ALPHA_BAR))
-    pipe = Pipeline(
-        clip=clip,  # pyright: ignore[reportArgumentType]
-        text=text,
-        prior=Diffusion(networks["prior"], next(tables), X0(), of_prior),
-        decoder=Diffusion(networks["decoder"], next(tables), LearnedRange(Eps()), of_decoder),
-        movq=networks["movq"],
-        size=size,
-        device=z.device,
-    )
-    captions = ["a caption"] * len(z)
-
-    def run() -> torch.Tensor:
-        noise = prior_noise(len(captions), z.device)
-        image_emb = pipe.text_to_embedding(captions, x_T=next(noise), noise=noise)
-        return pipe.latent_to_image(pipe.embedding_to_latent(image_emb, captions, x_T=z))
-
-    return run
-
-
-def prior_noise(n: int, device: torch.device) -> Iterator[torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return (torch.randn(n, 768, generator=generator).to(device) for _ in iter(int, 1))
-
-
-def theirs(
-    pairs: dict[str, Pair], steps: tuple[int, int], size: int, clip: Reads, text: Reads, z: torch.Tensor, *, exact: bool
-) -> Run:
-    """`exact`: by our tables of float64, which makes outputs alike; else by their schedulers as they come."""
-    n, scheduler = len(z), DDIMScheduler(**SCHEDULER)
-    rows = [n] * n + list(range(n))  # their order is empty captions first
-    of_prior = None if ours else UnCLIPScheduler(**prior_sampling.SCHEDULER)
-    first = prior_sampling.theirs(pairs["prior"], clip.tokens, clip.emb, clip.mask, steps[0], of_prior)
-    networks = {"unet": pairs["decoder"].theirs, "movq": pairs["movq"].theirs}
-    scheduler = in_float64(scheduler, ALPHA_BAR) if exact else scheduler
-    pipe = KandinskyPipeline(**networks, scheduler=scheduler, text_encoder=None, tokenizer=None)
-    pipe.set_progress_bar_config(disable=True)
-    pipe._encode_prompt = lambda *_: (text.emb[rows], text.tokens[rows], None)
-    asked = {"height": size, "width": size, "num_inference_steps": steps[1], "guidance_scale": 4.0}
-
-    def run() -> torch.Tensor:
-        embs = {"image_embeds": first(), "negative_image_embeds": torch.zeros_like(clip.emb[:n])}
-        made: Any = pipe(["a caption"] * n, **embs, **asked, latents=z.to(text.emb.dtype), output_type="pt")
-        return made.images.clamp(-1, 1)
-
-    return run
-
-
 class Sizes(NamedTuple):
     n: int
     size: int  # pixels a side
@@ -120,14 +69,62 @@ class Sizes(NamedTuple):
         return f"{self.channels} channels, {self.steps[0]} + {self.steps[1]} steps, {self.size} px, {self.n} pictures"
 
 
+def ours(networks: dict[str, Any], sizes: Sizes, clip: Reads, text: Reads, z: torch.Tensor) -> Run:
+    of_prior = Sampling(steps=sizes.steps[0], scale=4.0, sampler="ddpm", clamp=CLAMP)
+    of_decoder = Sampling(steps=sizes.steps[1], scale=4.0, sampler="ddim", clamp=None)
+    tables = (table.to(z.device) for table in (prior_sampling.ALPHA_BAR, ALPHA_BAR))
+    pipe = Pipeline(
+        clip=clip,  # pyright: ignore[reportArgumentType]
+        text=text,
+        prior=Diffusion(networks["prior"], next(tables), X0(), of_prior),
+        decoder=Diffusion(networks["decoder"], next(tables), LearnedRange(Eps()), of_decoder),
+        movq=networks["movq"],
+        size=sizes.size,
+        device=z.device,
+    )
+    captions = ["a caption"] * len(z)
+
+    def run() -> torch.Tensor:
+        noise = prior_noise(len(captions), z.device)
+        image_emb = pipe.text_to_embedding(captions, x_T=next(noise), noise=noise)
+        return pipe.latent_to_image(pipe.embedding_to_latent(image_emb, captions, x_T=z))
+
+    return run
+
+
+def prior_noise(n: int, device: torch.device) -> Iterator[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return (torch.randn(n, 768, generator=generator).to(device) for _ in iter(int, 1))
+
+
+def theirs(pairs: dict[str, Pair], sizes: Sizes, clip: Reads, text: Reads, z: torch.Tensor, *, exact: bool) -> Run:
+    """`exact`: by our tables of float64, which makes outputs alike; else by their schedulers as they come."""
+    n, scheduler = len(z), DDIMScheduler(**SCHEDULER)
+    rows = [n] * n + list(range(n))  # their order is empty captions first
+    first = prior_sampling.theirs(pairs["prior"], clip.tokens, clip.emb, clip.mask, sizes.steps[0], exact=exact)
+    networks = {"unet": pairs["decoder"].theirs, "movq": pairs["movq"].theirs}
+    scheduler = in_float64(scheduler, ALPHA_BAR) if exact else scheduler
+    pipe = KandinskyPipeline(**networks, scheduler=scheduler, text_encoder=None, tokenizer=None)
+    pipe.set_progress_bar_config(disable=True)
+    pipe._encode_prompt = lambda *_: (text.emb[rows], text.tokens[rows], None)
+    asked = {"height": sizes.size, "width": sizes.size, "num_inference_steps": sizes.steps[1], "guidance_scale": 4.0}
+
+    def run() -> torch.Tensor:
+        embs = {"image_embeds": first(), "negative_image_embeds": torch.zeros_like(clip.emb[:n])}
+        made: Any = pipe(["a caption"] * n, **embs, **asked, latents=z.to(text.emb.dtype), output_type="pt")
+        return made.images.clamp(-1, 1)
+
+    return run
+
+
 def claims(effort: Effort) -> Iterator[Entry]:
     sizes = Sizes(1, 64, (5, 5), 128, 64) if effort.quick else Sizes(2, 256, (25, 50), 512, 128)
     pairs, inputs = sizes.pairs(), sizes.inputs("cpu", torch.float32)
     few = effort._replace(repeats=min(effort.repeats, 2))  # theirs takes a minute
     for how, networks in ways(effort, {part: pair.ours for part, pair in pairs.items()}):
         with torch.inference_mode():
-            a = ours(networks, sizes.steps, sizes.size, *inputs)
-            b = theirs(pairs, sizes.steps, sizes.size, *inputs, exact=True)
+            a = ours(networks, sizes, *inputs)
+            b = theirs(pairs, sizes, *inputs, exact=True)
             yield compared(f"text to image, {sizes}, {how}", a, b, 1.6, few, greatest_error)
 
 
