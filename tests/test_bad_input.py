@@ -20,7 +20,7 @@ from makers.system import config, overrides
 from safetensors.torch import load_file
 
 from open_kandinsky import failures
-from open_kandinsky.load import load
+from open_kandinsky.loading import load
 from open_kandinsky.train import train
 
 

@@ -13,7 +13,7 @@ from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProject
 
 from open_kandinsky import configuration
 from open_kandinsky.convert import convert
-from open_kandinsky.load import load
+from open_kandinsky.loading import load
 from open_kandinsky.train import train
 from open_kandinsky.weights import store
 

@@ -13,8 +13,8 @@ from open_kandinsky.diffusion.noise import PerImageNoise
 from open_kandinsky.diffusion.parameterisation import Denoised
 from open_kandinsky.diffusion.process import diffuse
 from open_kandinsky.diffusion.samplers import SAMPLERS, named
-from open_kandinsky.load import load
-from open_kandinsky.pipeline import FromImage, Known
+from open_kandinsky.loading import load
+from open_kandinsky.pipeline import FromImage, InpaintCondition
 
 ENDS_CLEAN = ["ddpm", "dpmpp_2m"]
 SIZES = [(32, 32), (31, 33), (8, 9), (40, 17), (25, 64)]
@@ -180,7 +180,7 @@ def test_the_known_is_blended_at_every_step(real, sampler, scale):
     """What the next step sees is the step from the blended x_0, not from the network's, whatever U-Net it is."""
     z, keep = latent((1, 48, 8, 8)), (torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5).float()
     pipe = spoken(real, lambda x_t, t: x_t.sin(), sampler=sampler, scale=scale, steps=4)
-    out = pipe.embedding_to_latent(EMB, [""], known=Known(z, keep), seeds=[9])
+    out = pipe.embedding_to_latent(EMB, [""], inpaint=InpaintCondition(z, keep), seeds=[9])
     standardise, noise = pipe.decoder.network.standardise, PerImageNoise([9], z.shape[1:])
 
     def denoise(x_t, t):
@@ -192,12 +192,25 @@ def test_the_known_is_blended_at_every_step(real, sampler, scale):
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-4)
 
 
+def test_the_official_sampler_clamps_then_puts_in_the_known_then_thresholds(real):
+    """Kandinsky 2.1's order. The known, up to 3, is not clamped at 2, and its quantile counts: all is divided by 3."""
+    standardised = torch.full((1, 48, 8, 8), 3.0)
+    pipe = spoken(real, lambda x_t, t: torch.full_like(x_t, 5.0), sampler="ddpm_official", steps=1)
+    keep = torch.zeros(1, 1, 8, 8)
+    keep[..., :4] = 1
+    inverse, steps = pipe.decoder.network.standardise.inverse, []
+    options = {"inpaint": InpaintCondition(inverse(standardised), keep), "seeds": [9]}
+    out = pipe.embedding_to_latent(EMB, [""], watch=lambda i, n, x_0: steps.append(x_0), **options)
+    torch.testing.assert_close(out[..., 4:], inverse(torch.full((1, 48, 8, 4), 2 / 3)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(steps[-1][..., :4], inverse(torch.ones(1, 48, 8, 4)), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_an_inpainting_u_net_sees_the_known_latent_and_where_it_is(real, scale):
     """Channels as its stage trains them: x_t, z where known, keep; both halves of guidance alike."""
     z, keep = latent(), (torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5).float()
     pipe = spoken(real, grey, beside=49, scale=scale)
-    pipe.embedding_to_latent(EMB.expand(2, -1), ["", ""], known=Known(z, keep), seeds=[3, 4])
+    pipe.embedding_to_latent(EMB.expand(2, -1), ["", ""], inpaint=InpaintCondition(z, keep), seeds=[3, 4])
     x_T = next(PerImageNoise([3, 4], z.shape[1:]))
     standardised = pipe.decoder.network.standardise(z)
     expected = torch.cat([x_T, standardised * keep, keep], dim=1)

@@ -17,7 +17,7 @@ from open_kandinsky.evaluation import gallery
 from open_kandinsky.evaluation.gallery import read_parameters
 from open_kandinsky.failures import message
 from open_kandinsky.generate import generate, main
-from open_kandinsky.load import load
+from open_kandinsky.loading import load
 from open_kandinsky.weights import store
 
 
@@ -271,7 +271,7 @@ EDIT_MISTAKES = {
     "mode=image_to_image prompts=[a] images=[{}/photo0.png] strength=0": "strength=0: above 0, at most 1",
     "mode=image_to_image prompts=[a] images=[{}/photo0.png] strength=2": "strength=2: above 0, at most 1",
     "mode=image_to_image prompts=[a] images=[{}/photo0.png] strength=nan": "strength=nan: above 0",
-    "mode=image_to_image prompts=[a] images=[{}/photo0.png] strength=half": "strength=half: not a number",
+    "mode=image_to_image prompts=[a] images=[{}/photo0.png] strength=half": "strength=half: above 0",
     "mode=image_to_image prompts=[a] images=[{}/photo0.png] size=64": "does not read size",
     "mode=image_to_image prompts=[a] images=[{}/photo0.png]": "strength=0.3 of 2 steps is not one step",
     "mode=image_to_image prompts=[a,b,c] images=[{}/photo0.png,{}/photo1.png]": "3 prompts, 2 images: give one",
@@ -352,10 +352,10 @@ MISTAKES = {
     "mode=mix parts=[gone.png] part_weights=[1]": "no such picture: 'gone.png'",
     "mode=mix parts=[a,b] part_weights=[1]": "2 parts but 1 part_weights",
     "mode=mix parts=[a] part_weights=[heavy]": "part_weights: 'heavy' is no number",
-    "sampler=dim": "no such sampler; nearest 'ddim'",
+    "sampler=dim": "no such sampler; did you mean 'ddim'?",
     "dtype=bf16": "dtype=bf16: no such choice; nearest 'bfloat16'",
     "offload=true compile=true": "offload and compile: what is compiled keeps its place",
-    "size=0": "size=0: a number of pixels or [width, height], each at least 1",
+    "size=0": "size=0: a number of pixels or (width, height), each at least 1",
     "size=[64]": "size=[64]: a number of pixels",
     "size=big": "size=big: a number of pixels",
     "count=0": "count=0: a whole number, at least 1",
@@ -365,8 +365,10 @@ MISTAKES = {
     "steps=0": "steps=0: a whole number, at least 1",
     "prior_steps=few": "prior_steps=few: a whole number",
     "steps=1001": "steps=1001: a schedule of 1000 timesteps allows 1 to 1000 steps",
-    "scale=high": "scale=high: not a number",
-    "seed=x": "seed=x: not a number",
+    "scale=high": "scale=high: a finite number",
+    "scale=nan": "scale=nan: a finite number",
+    "prior_scale=inf": "prior_scale=inf: a finite number",
+    "seed=x": "seed=x: a whole number",
     "device=gpu": "device=gpu: no such device",
     "weights=nowhere": "weights: the clip is looked for in nowhere/clip",
 }

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from open_kandinsky.failures import message
-from open_kandinsky.load import fingerprints, load, parameters_on_meta, trained
+from open_kandinsky.loading import fingerprints, load, parameters_on_meta, trained
 from open_kandinsky.pipeline import packing
 from open_kandinsky.weights.devices import Turns, at_home, placed
 

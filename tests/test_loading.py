@@ -5,7 +5,7 @@ import torch
 from makers.system import PARTS
 from safetensors.torch import load_file
 
-from open_kandinsky.load import finite, trained
+from open_kandinsky.loading import finite, trained
 from open_kandinsky.weights import store
 from open_kandinsky.weights.keymap import KeyMap, Rule, stacked
 

@@ -6,7 +6,7 @@ from makers.pictures import photo, refused, right_third, same
 from makers.system import nothing_at_zero, spoken
 from PIL import Image
 
-from open_kandinsky.load import load
+from open_kandinsky.loading import load
 from open_kandinsky.networks.condition import ImageCondition
 from open_kandinsky.networks.unet import UNet
 from open_kandinsky.pipeline import Diffusion, Pipeline
@@ -216,7 +216,7 @@ def test_numbers_of_things_that_do_not_go_together(real):
     )
     refused("1 prompts, 2 images, 3 masks", real.inpaint, "a", [photo()] * 2, [right_third((32, 32))] * 3)
     refused("2 seeds for 1 images", real.image_to_image, "a", photo(), seeds=[1, 2])
-    refused("n=0: at least 1 picture", real.variations, photo(), 0)
+    refused("n=0: a whole number, at least 1", real.variations, photo(), 0)
 
 
 def test_an_edited_picture_has_no_other_size(real):

@@ -24,7 +24,7 @@ from open_kandinsky.data.caches.states import before, padded
 from open_kandinsky.data.tars.reading import Skipped, read_samples
 from open_kandinsky.data.transforms import ClipPixels, Pixels
 from open_kandinsky.failures import message
-from open_kandinsky.load import find, network, trained
+from open_kandinsky.loading import find, network, trained
 from open_kandinsky.precompute import precompute
 
 LONG = 150  # seconds: then something waits for nothing
@@ -113,7 +113,7 @@ def counted(monkeypatch):
 def test_a_second_run_loads_nothing_and_a_deleted_shard_comes_back(made, tars, system, monkeypatch):
     written = files(made)
     assert read_manifest(made)["count"] == 48
-    monkeypatch.setattr("open_kandinsky.load.network", None)
+    monkeypatch.setattr("open_kandinsky.loading.network", None)
     precompute(config(tars, made, system))
     monkeypatch.undo()
     calls = counted(monkeypatch)

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from open_kandinsky import command_line, configuration, sweeps
 from open_kandinsky.cli import VERBS
@@ -14,6 +15,8 @@ TEXT = (ROOT / "README.md").read_text()
 FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 FENCED = "\n".join(text for language, text in FENCES if not language).replace("\\\n", " ")
 VARIABLES = dict(re.findall(r'^([A-Z]+)="(.*)"$', FENCED, re.MULTILINE))
+PYTHON = [text for language, text in FENCES if language == "python"]
+PYTHON += re.findall(r"^python - <<'END'\n(.*?)^END$", FENCED, re.MULTILINE | re.DOTALL)
 COMMANDS = re.findall(r"^open-kandinsky (.*?)(?:  #.*)?$", FENCED, re.MULTILINE)
 
 
@@ -44,3 +47,17 @@ def test_a_target_is_in_the_makefile(target):
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^):]+)\)", TEXT))))
 def test_a_link_leads_somewhere(path):
     assert (ROOT / path.partition("#")[0]).exists()
+
+
+def test_the_python_lines_run_in_one_process_in_order_twice(system, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(system)
+    (tmp_path / "out" / "pair").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "out" / "pair" / "00000.png")
+    monkeypatch.chdir(tmp_path)
+    assert len(PYTHON) >= 2
+    for _ in range(2):
+        names = {}
+        for text in PYTHON:
+            exec(compile(text, "README.md", "exec"), names)
+        assert names["pictures"][0].size == (32, 32) and names["image_emb"].shape == (1, 32)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from timing import Effort, Entry, alone, compared, main  # noqa: E402
 
-from open_kandinsky import load  # noqa: E402
+from open_kandinsky import loading  # noqa: E402
 from open_kandinsky.data.shapes.world import toy_world  # noqa: E402
 from open_kandinsky.evaluation.shapes import Examples, Judge, read_examples  # noqa: E402
 from open_kandinsky.metrics.frechet import frechet_distance  # noqa: E402
@@ -42,7 +42,7 @@ def claims(effort: Effort) -> Iterator[Entry]:
         yield alone(told, goal=GOAL, skipped=f"no weights in {WEIGHTS}: make quickstart, or OPEN_KANDINSKY_TOY=FOLDER")
         return
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # progress bars
-        judge = Judge(load.load(WEIGHTS), toy_world(size=32), batch_size=BATCH)
+        judge = Judge(loading.load(WEIGHTS), toy_world(size=32), batch_size=BATCH)
         examples = read_examples(str(WEIGHTS / "shapes" / "seen"), 32 if effort.quick else 512)
         (fast, fast_frechet), (slow, slow_frechet) = quality(judge, examples), quality(judge, examples, **SLOW)
         few, captions = effort._replace(repeats=min(effort.repeats, 3)), examples.captions[:BATCH]

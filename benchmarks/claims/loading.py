@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pairs import Pair, of_width, prior, unet  # noqa: E402
 from timing import Effort, Entry, alone, main  # noqa: E402
 
-from open_kandinsky import configuration, load  # noqa: E402
+from open_kandinsky import configuration, loading  # noqa: E402
 from open_kandinsky.weights import store  # noqa: E402
 
 GOAL = 1.1
@@ -61,10 +61,10 @@ def written(folder: Path, quick: bool) -> dict[str, tuple[str, Path, str]]:
 
 def measured(part: str, folder: str, dtype: str) -> None:
     """In this process, as a line of JSON."""
-    found = load.part(part, {part: folder})
+    found = loading.part(part, {part: folder})
     Path("/proc/self/clear_refs").write_text("5")  # the most so far, which imports may have taken, is forgotten
     before = account("VmRSS")
-    network = load.network(found, getattr(torch, dtype))
+    network = loading.network(found, getattr(torch, dtype))
     held = sum(p.numel() * p.element_size() for p in network.parameters())
     on_disk = sum(file.stat().st_size for file in found.files)
     print(json.dumps({"above_imports": account("VmHWM") - before, "network": held, "file": on_disk}))

@@ -3,6 +3,7 @@
 import runpy
 import sys
 from difflib import get_close_matches
+from importlib.metadata import version
 
 VERBS = {
     "train": "train one stage: clip, movq, prior or decoder",
@@ -22,6 +23,8 @@ def main() -> None:
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in ("-h", "--help", "help"):
         print(usage())
+    elif verb in ("-V", "--version"):
+        print(f"open-kandinsky {version('open-kandinsky')}")
     elif verb not in VERBS:
         sys.exit(refusal(verb))
     else:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from open_kandinsky import atomic, configuration
 from open_kandinsky.choices import chosen
-from open_kandinsky.load import USUAL, Picks, find, network, with_sampling
+from open_kandinsky.loading import USUAL, Picks, find, network, with_sampling
 from open_kandinsky.weights import checkpoint, store
 from open_kandinsky.weights.diffusers import export
 from open_kandinsky.weights.kandinsky21 import movqgan

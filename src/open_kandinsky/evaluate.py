@@ -21,8 +21,9 @@ from open_kandinsky.evaluation.asked import DRAWING, OPTIONS, Asked
 from open_kandinsky.evaluation.samples import exactly
 from open_kandinsky.evaluation.shapes import called
 from open_kandinsky.evaluation.subject import Subject
-from open_kandinsky.load import fingerprints, load
-from open_kandinsky.pipeline.options import Options
+from open_kandinsky.loading import fingerprints, load
+from open_kandinsky.pipeline import Pipeline
+from open_kandinsky.pipeline.options import Options, check, sides
 from open_kandinsky.weights.devices import take_device
 from open_kandinsky.weights.part import REST
 from open_kandinsky.weights.source import Source
@@ -38,6 +39,7 @@ def evaluate(cfg: DictConfig) -> str:
     protocol = instantiate(cfg.protocol)
     refuse_idle(wanted, protocol.reads)
     options = {name: wanted[name] for name in DRAWING if wanted[name] is not None}
+    check(options)
     given = {name: USUAL[name] if wanted[name] is None else wanted[name] for name in USUAL}
     asked = Asked(
         out=Path(wanted["out"]),
@@ -65,10 +67,15 @@ def refuse_idle(wanted: Mapping[str, Any], reads: tuple[str, ...]) -> None:
 def subject(wanted: Mapping[str, Any], prior: str, options: Mapping[str, Any], seed: int) -> Subject:
     """The system with the prior in the folder of that name, opened at most once."""
     source = with_prior(wanted["weights"], prior)
-    size = options.get("size")
-    drawn = {**options, "size": (size, size) if isinstance(size, int) else tuple(size)} if size else dict(options)
-    opened = functools.cache(lambda: load(source, device=wanted["device"]))
+    drawn = {**options, "size": sides(options["size"])} if "size" in options else dict(options)
+    opened = functools.cache(lambda: quiet(load(source, device=wanted["device"])))
     return Subject(called(prior), fingerprints(source), opened, cast(Options, drawn), seed)
+
+
+def quiet(pipe: Pipeline) -> Pipeline:
+    """The same without bars of its own: one of all pictures is shown."""
+    pipe.progress = False
+    return pipe
 
 
 def with_prior(weights: Source, prior: str) -> Source:

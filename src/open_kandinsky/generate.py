@@ -23,17 +23,15 @@ from tqdm import tqdm
 from open_kandinsky import configuration
 from open_kandinsky.choices import chosen
 from open_kandinsky.data.prompts import is_picture
-from open_kandinsky.diffusion.samplers import named
 from open_kandinsky.evaluation.gallery import Gallery, Picture
-from open_kandinsky.load import fingerprints, load
+from open_kandinsky.loading import fingerprints, load
 from open_kandinsky.modes import MODES, Asked, Mode
 from open_kandinsky.modes.request import strings
-from open_kandinsky.pipeline import Pipeline, compiling
-from open_kandinsky.pipeline.start import STRENGTH
+from open_kandinsky.pipeline import Pipeline, compiling, options
+from open_kandinsky.pipeline.sampling import STRENGTH
 from open_kandinsky.weights import store
 from open_kandinsky.weights.devices import check_device
 
-NUMBERS = {"seed": int, "scale": int | float, "prior_scale": int | float, "strength": int | float}
 FILES = ("images", "masks", "parts", "between")  # which may name pictures
 
 
@@ -50,6 +48,7 @@ def generate(cfg: DictConfig) -> Path:
     if missing:
         run = {key: wanted[key] for key in ("device", "offload", "compile")}
         pipe = load(wanted["weights"], dtype=store.DTYPES[wanted["dtype"]], **run)
+        pipe.progress = False  # a bar of pictures is shown
         with tqdm(total=len(pictures), initial=len(pictures) - len(missing), desc="pictures", unit="picture") as bar:
             for start in range(0, len(missing), wanted["batch_size"]):
                 batch = missing[start : start + wanted["batch_size"]]
@@ -68,9 +67,9 @@ def draw(
     gallery: Gallery,
 ) -> None:
     """A batch of pictures into the gallery, each with what it was made by."""
-    options = {name: value for name, value in given(wanted, mode).items() if value is not None}
+    chosen_options = {name: value for name, value in given(wanted, mode).items() if value is not None}
     of_batch = [asked[picture.index] for picture in batch]
-    images = mode.draw(pipe, wanted, of_batch, options)
+    images = mode.draw(pipe, wanted, of_batch, chosen_options)
     shared = {"dtype": wanted["dtype"]} | parameters(wanted, mode, pipe)
     for picture, one, image in zip(batch, of_batch, images, strict=True):
         gallery.add([picture], [image], shared | one.made_from | {"size": image.size})
@@ -96,16 +95,11 @@ def asked_of(wanted: Mapping[str, Any], mode: Mode) -> list[Asked]:
 
 def check(wanted: Mapping[str, Any]) -> None:
     """ValueError for what can be refused before anything is read."""
-    for name in ("count", "batch_size", "steps", "prior_steps"):
-        if wanted[name] is not None and (not isinstance(wanted[name], int) or wanted[name] < 1):
-            raise ValueError(f"{name}={wanted[name]}: a whole number, at least 1")
-    for name, kind in NUMBERS.items():
-        if wanted[name] is not None and not isinstance(wanted[name], kind):
-            raise ValueError(f"{name}={wanted[name]}: not a number")
-    for name in ("sampler", "prior_sampler"):
-        if wanted[name] is not None:
-            named(wanted[name])
-    size_of(wanted)
+    for name in ("count", "batch_size"):
+        options.at_least_one(name, wanted[name])
+    if not options.is_whole(wanted["seed"]):
+        raise ValueError(f"seed={wanted['seed']}: a whole number")
+    options.check({name: wanted[name] for name in options.CHECKS if name in wanted})
     chosen("dtype", wanted["dtype"], store.DTYPES)
     device = wanted["device"]
     for one in device.values() if isinstance(device, Mapping) else [device]:
@@ -139,18 +133,7 @@ def parameters(wanted: Mapping[str, Any], mode: Mode, pipe: Pipeline) -> dict[st
 
 def given(wanted: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
     """The mode's options; None for what is left to the weights."""
-    return {name: size_of(wanted) if name == "size" else wanted[name] for name in mode.options}
-
-
-def size_of(wanted: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(width, height)"""
-    size = wanted["size"]
-    sides = size if isinstance(size, list) else [size, size]
-    if sides == [None, None]:
-        return None
-    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
-        raise ValueError(f"size={size}: a number of pixels or [width, height], each at least 1")
-    return sides[0], sides[1]
+    return {name: options.sides(wanted[name]) if name == "size" else wanted[name] for name in mode.options}
 
 
 @configuration.verb("generate")

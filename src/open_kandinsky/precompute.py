@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from open_kandinsky import configuration, load
+from open_kandinsky import configuration, loading
 from open_kandinsky.caching.check import chosen, differing, problems
 from open_kandinsky.caching.encoders import Encoders
 from open_kandinsky.caching.inputs import Input, inputs
@@ -51,7 +51,7 @@ def precompute(cfg: DictConfig) -> Path:
     check_choices(cfg)
     take_device(cfg.device)
     out, given = Path(cfg.out), inputs(shard_urls(urls_of(cfg), allow_pipe=cfg.allow_pipe))
-    parts = {name: load.part(name, {name: cfg[name]}) for name in ENCODERS if cfg[name] is not None}
+    parts = {name: loading.part(name, {name: cfg[name]}) for name in ENCODERS if cfg[name] is not None}
     recipe = recipe_of(cfg, parts)
     maker = Maker(partial(encoders, cfg, parts), batch_size=cfg.batch_size, workers=cfg.workers)
     if cfg.check is not None:
@@ -140,7 +140,7 @@ def fingerprint(part: Part) -> str:
 
 def encoders(cfg: DictConfig, parts: Mapping[str, Part]) -> tuple[Encoders, Prepare]:
     """The networks, and what prepares pictures for them. ValueError for a folder that holds another network."""
-    made = {name: load.network(part) for name, part in parts.items()}
+    made = {name: loading.network(part) for name, part in parts.items()}
     for name, one in made.items():
         if not isinstance(one, ENCODERS[name]):
             raise ValueError(f"{name}={cfg[name]}: holds a {type(one).__name__}, and not a {ENCODERS[name].__name__}")

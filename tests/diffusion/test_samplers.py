@@ -134,5 +134,20 @@ def test_the_official_ddim_takes_as_many_steps_as_it_did():
 
 
 def test_unknown_name_names_the_nearest():
-    with pytest.raises(ValueError, match="sampler='dimm': no such sampler; nearest 'ddim'; known: ddpm, ddim, plms"):
+    with pytest.raises(ValueError, match="sampler='dimm': no such sampler; did you mean 'ddim'"):
         named("dimm")
+    with pytest.raises(ValueError, match="sampler='euler_a': no such sampler; there are ddpm"):
+        named("euler_a")
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_no_timestep_is_visited_twice_at_any_number_of_steps(name):
+    """At steps = T the grid of dpmpp_2m would have had t = 500 twice, and pictures of NaN."""
+    for n in range(1, len(LINEAR) + 1):
+        try:
+            grid = SAMPLERS[name].spacing(LINEAR, n)
+        except ValueError as refusal:
+            assert f"steps={n}" in str(refusal)
+            continue
+        assert (grid.t.diff() < 0).all() and 0 <= grid.t.min() and grid.t.max() < len(LINEAR)
+        assert (grid.alpha_bar.diff() > 0).all()

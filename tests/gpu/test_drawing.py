@@ -12,7 +12,7 @@ from makers.evaluators import inception_state, photos
 from makers.programs import environment
 
 from open_kandinsky.data.cache import CachedData
-from open_kandinsky.load import load
+from open_kandinsky.loading import load
 from open_kandinsky.metrics.evaluators.inception import Inception, tf1
 from open_kandinsky.precompute import precompute
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 COMPILED = """
 import json, sys
 import torch
-from open_kandinsky.load import load
+from open_kandinsky.loading import load
 
 system, dtype = sys.argv[1], getattr(torch, sys.argv[2])
 plain, quick = (load(system, device="cuda", dtype=dtype, compile=compile) for compile in (False, True))

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from open_kandinsky import configuration
 from open_kandinsky.convert import convert
 from open_kandinsky.diffusion import timesteps
-from open_kandinsky.load import load
+from open_kandinsky.loading import load
 from open_kandinsky.pipeline import Sampling
 from open_kandinsky.weights.kandinsky21 import movqgan
 

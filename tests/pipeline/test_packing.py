@@ -7,7 +7,7 @@ import torch
 from makers.system import nothing_at_zero, stage
 from torch import nn
 
-from open_kandinsky.load import load, trained
+from open_kandinsky.loading import load, trained
 from open_kandinsky.pipeline.packing import packable, packed
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             check_size(image, max_pixels)
-            return to_rgb(upright(image))
+            return as_rgb(image)
     except Exception as error:  # on hostile bytes PIL's decoders raise nearly anything
         raise ValueError(f"not a usable image ({len(data)} bytes): {error}") from error
 
@@ -55,10 +56,22 @@ def check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF tag says. ImageOps.exif_transpose would also rewrite the tags, and fail on odd ones."""
+    """Turned as its EXIF tag says, once: what was turned has no tags any more.
+
+    ImageOps.exif_transpose would rewrite the tags, and fail on odd ones.
+    """
     turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     image.load()
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = {name: value for name, value in image.info.items() if name == "transparency"}
+    return turned
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture, upright and RGB: what `open_image` makes of a file."""
+    return to_rgb(upright(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -137,6 +150,14 @@ def to_uint8(pixels: Float[Tensor, "*b 3 h w"]) -> UInt8[Tensor, "*b h w 3"]:
 def to_images(pixels: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
     """[-1, 1] to PIL images."""
     return [Image.fromarray(levels) for levels in to_uint8(pixels).cpu().numpy()]
+
+
+def to_output(pixels: Float[Tensor, "b 3 h w"], kind: str) -> list[Any]:
+    """[-1, 1] to PIL images ("pil"), or to arrays [h w 3] ("np") or tensors [3 h w] ("pt") in [0, 1]."""
+    if kind == "pil":
+        return to_images(pixels)
+    unit = (pixels.detach().float() + 1) / 2
+    return list(unit) if kind == "pt" else list(rearrange(unit, "b c h w -> b h w c").cpu().numpy())
 
 
 class Pixels:

@@ -98,13 +98,19 @@ def _half_log_snr(alpha_bar: Tensor) -> Tensor:
     return (alpha_bar.log() - (1 - alpha_bar).log()) / 2
 
 
+Wrap = Callable[[Denoise], Denoise]
+
+
 def unchanged(denoise: Denoise) -> Denoise:
     return denoise
 
 
-def official(denoise: Denoise) -> Denoise:
-    """Kandinsky 2.1's p_sampler on x_0: clamped at 2, then thresholded by the batch's first image."""
-    return first_threshold(clamp(denoise, 2.0), 0.995)
+def clamp_2(denoise: Denoise) -> Denoise:
+    return clamp(denoise, 2.0)
+
+
+def threshold_by_first(denoise: Denoise) -> Denoise:
+    return first_threshold(denoise, 0.995)
 
 
 class Sampler(NamedTuple):
@@ -112,31 +118,51 @@ class Sampler(NamedTuple):
 
     walk: Walk
     spacing: Spacing
-    wrap: Callable[[Denoise], Denoise] = unchanged
+    bound: Wrap = unchanged  # before the known part of an inpainted latent is put in
+    threshold: Wrap = unchanged  # after that
+    extra_calls: int = 0  # of the denoiser, beside one a step, where there is more than one step
 
     def __call__(
         self, denoise: Denoise, x_T: Float[Tensor, "b ..."], alpha_bar: Float[Tensor, "T"], steps: int, noise: Noise
     ) -> Float[Tensor, "b ..."]:
         return self.along(self.spacing(alpha_bar, steps), denoise, x_T, noise)
 
-    def along(self, grid: Grid, denoise: Denoise, x_t: Float[Tensor, "b ..."], noise: Noise) -> Float[Tensor, "b ..."]:
-        """From x_t, at the grid's first timestep, to where the grid leads."""
-        return self.walk(self.wrap(denoise), x_t, grid, noise)
+    def along(
+        self,
+        grid: Grid,
+        denoise: Denoise,
+        x_t: Float[Tensor, "b ..."],
+        noise: Noise,
+        *,
+        blend: Wrap = unchanged,
+        watch: Wrap = unchanged,
+    ) -> Float[Tensor, "b ..."]:
+        """From x_t, at the grid's first timestep, to where the grid leads.
+
+        `blend` puts in what is known of x_0, `watch` sees the x_0 that steps are made of.
+        """
+        return self.walk(watch(self.threshold(blend(self.bound(denoise)))), x_t, grid, noise)
+
+    def calls(self, grid: Grid) -> int:
+        """How often the denoiser is called along a grid."""
+        return len(grid.t) + self.extra_calls * (len(grid.t) > 1)
 
 
 SAMPLERS = {
     "ddpm": Sampler(ddpm, timesteps.spaced),
     "ddim": Sampler(ddim, timesteps.leading),
-    "plms": Sampler(plms, timesteps.leading),
+    "plms": Sampler(plms, timesteps.leading, extra_calls=1),
     "dpmpp_2m": Sampler(dpmpp_2m, timesteps.descending),
-    "ddpm_official": Sampler(ddpm, timesteps.spaced, official),  # an image depends on the first of its batch
+    # Kandinsky 2.1's p_sampler: x_0 clamped at 2, then thresholded by the batch's first image, on which others depend.
+    "ddpm_official": Sampler(ddpm, timesteps.spaced, clamp_2, threshold_by_first),
     "ddim_official": Sampler(ddim, timesteps.uniform),  # 31 steps for 30
 }
 
 
 def named(name: str) -> Sampler:
-    """The sampler of that name; ValueError names the nearest."""
+    """The sampler of that name; ValueError names those that there are."""
     if name not in SAMPLERS:
-        near = difflib.get_close_matches(name, SAMPLERS, n=1, cutoff=0)[0]
-        raise ValueError(f"sampler={name!r}: no such sampler; nearest {near!r}; known: {', '.join(SAMPLERS)}")
+        near = difflib.get_close_matches(str(name), SAMPLERS, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"sampler={name!r}: no such sampler{meant}; there are {', '.join(SAMPLERS)}")
     return SAMPLERS[name]

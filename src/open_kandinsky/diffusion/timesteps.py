@@ -56,8 +56,13 @@ def leading(alpha_bar: Float[Tensor, "T"], n: int) -> Grid:
 
 
 def descending(alpha_bar: Float[Tensor, "T"], n: int) -> Grid:
-    """n even strides from T-1 that would reach 0 one step later, then clean: for solvers of high order."""
+    """n even strides from T-1 that would reach 0 one step later, then clean: for solvers of high order.
+
+    It has no place for T steps: t = 0 is not among them, so one would be visited twice.
+    """
     T = _check(alpha_bar, n)
+    if n == T > 1:
+        raise ValueError(f"steps={n}: this sampler's grid would visit a timestep twice; {T - 1} steps fit")
     return _grid(alpha_bar, [round((T - 1) * i / n) for i in range(n, 0, -1)], end=1.0)
 
 

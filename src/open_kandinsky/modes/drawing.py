@@ -19,7 +19,7 @@ from open_kandinsky.modes.request import (
     texts_of,
 )
 from open_kandinsky.pipeline import Pipeline
-from open_kandinsky.pipeline.assembled import check_weights
+from open_kandinsky.pipeline.pipeline import check_weights
 
 
 def asked_texts(request: Request) -> list[Asked]:

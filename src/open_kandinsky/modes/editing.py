@@ -8,8 +8,8 @@ from open_kandinsky.data.masks import check_mask
 from open_kandinsky.data.prompts import opened
 from open_kandinsky.modes.request import Asked, Options, Request, each, editable, prompts, seeds, strings, texts_of
 from open_kandinsky.pipeline import Pipeline
-from open_kandinsky.pipeline.canvas import SIDES, check_margins, check_sides, matched
-from open_kandinsky.pipeline.start import check_strength
+from open_kandinsky.pipeline.inpainting import SIDES, check_margins, check_sides, matched
+from open_kandinsky.pipeline.sampling import check_strength
 
 
 def asked_images(request: Request) -> list[Asked]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from open_kandinsky.data.prompts import Prompts, opened, read_prompts
 from open_kandinsky.pipeline import Pipeline
-from open_kandinsky.pipeline.canvas import MAX_SIDE, check_sides
+from open_kandinsky.pipeline.inpainting import MAX_SIDE, check_sides
 
 SEEDS = 2**32
 

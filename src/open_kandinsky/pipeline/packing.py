@@ -40,6 +40,15 @@ def packed(network: Any) -> Any:
     return network
 
 
+def unpacked(network: Any) -> Any:
+    """The same network with plain weights again; one that is not packed as it is."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and "forward" in vars(layer):
+            del layer.forward
+            layer.weight = frozen(layer.weight.to_dense() if layer.weight.is_mkldnn else layer.weight)
+    return network
+
+
 def unpack(network: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
     state |= {name: weight.to_dense() for name, weight in state.items() if weight.is_mkldnn}
 

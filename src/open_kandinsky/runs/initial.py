@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from open_kandinsky import load
+from open_kandinsky import loading
 from open_kandinsky.weights.source import Source
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def fill(network: nn.Module, name: str, source: Source) -> None:
     An input of more channels than the source's, as inpainting's, is the same function at first: the further channels
     have weights of zero, which is logged. ValueError where anything else differs in name or shape.
     """
-    own, theirs = network.state_dict(), load.network(load.part(name, source)).state_dict()
+    own, theirs = network.state_dict(), loading.network(loading.part(name, source)).state_dict()
     state = {key: widened(key, x, own[key]) if key in own else x for key, x in theirs.items()}
     refuse_others(state, own, f"init={source}")
     network.load_state_dict(state)

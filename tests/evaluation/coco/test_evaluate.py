@@ -23,7 +23,7 @@ from open_kandinsky.evaluation.blocks import Block
 from open_kandinsky.evaluation.coco.captions import OnePerImage
 from open_kandinsky.evaluation.coco.preparation import Preparation
 from open_kandinsky.evaluation.coco.report.comparison import compare
-from open_kandinsky.load import load
+from open_kandinsky.loading import load
 from open_kandinsky.metrics.clip_score import clip_score
 from open_kandinsky.metrics.evaluators.inception import Inception, clean, pytorch_fid
 from open_kandinsky.metrics.frechet import frechet_distance

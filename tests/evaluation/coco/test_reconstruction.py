@@ -14,7 +14,7 @@ from open_kandinsky.data.transforms import to_images, to_pixels
 from open_kandinsky.evaluate import evaluate
 from open_kandinsky.evaluation.coco.captions import OnePerImage
 from open_kandinsky.evaluation.coco.preparation import Preparation
-from open_kandinsky.load import load
+from open_kandinsky.loading import load
 from open_kandinsky.metrics.reconstruction import reconstruction
 from open_kandinsky.weights import published
 

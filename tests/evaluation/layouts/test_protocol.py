@@ -7,7 +7,7 @@ from PIL import Image
 
 from open_kandinsky import configuration
 from open_kandinsky.evaluate import evaluate
-from open_kandinsky.load import load
+from open_kandinsky.loading import load
 
 PROMPTS = ["a photo of a bench", "a photo of a green dog"]
 

@@ -80,6 +80,7 @@ def load(
         made = {part: each if devices[part] == home else at_home(each, home) for part, each in made.items()}
     diffusions = {part: diffusion(parts[part], part, made[part], home) for part in ("prior", "decoder")}
     return Pipeline(
+        movable=not (compile or offload or isinstance(device, Mapping)),
         clip=made["clip"],
         text=text_encoder(parts, made),
         movq=made["movq"],

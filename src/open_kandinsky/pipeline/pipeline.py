@@ -1,0 +1,431 @@
+"""A text-to-image system, assembled: the networks one by one, and the modes that draw with them.
+
+Every sampled image has its own seed and two streams of noise, the prior's and the decoder's, so that image i is the
+same in any batch.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import isfinite
+from typing import Any, Unpack
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from open_kandinsky.data.masks import check_mask, keep_of
+from open_kandinsky.data.transforms import ClipPixels, to_output
+from open_kandinsky.diffusion.noise import PerImageNoise, check_seeds
+from open_kandinsky.networks.clip import Clip
+from open_kandinsky.networks.movq import MoVQ
+from open_kandinsky.pipeline import packing
+from open_kandinsky.pipeline.inpainting import (
+    InpaintCondition,
+    by_size,
+    check_sides,
+    enlarged,
+    listed,
+    matched,
+    padded,
+    picture,
+)
+from open_kandinsky.pipeline.options import (
+    Number,
+    Options,
+    at_least_one,
+    decoder_options,
+    finite,
+    prior_options,
+    seeds_for,
+    sides,
+    with_options,
+)
+from open_kandinsky.pipeline.sampling import (
+    FROM_NOISE,
+    STRENGTH,
+    Diffusion,
+    FromImage,
+    Noise,
+    Start,
+    Watch,
+    Watching,
+    check_strength,
+    guiding,
+    overridden,
+)
+
+logger = logging.getLogger(__name__)
+
+PRIOR_STREAM = 0x9E3779B9  # xor'ed to a seed: the prior's noise is not the beginning of the decoder's
+
+
+class Pipeline:
+    """CLIP, a prior, a decoder and MoVQ, with the modes that draw with them.
+
+        pipe = open_kandinsky.load("runs/quickstart")
+        [image] = pipe("a large yellow triangle on a purple background", seeds=[3])
+
+    Modes return a list with one picture for each that was asked for. The options that all of them take:
+
+    - size: pixels, a side or (width, height); None as the decoder was trained
+    - seeds: one for each picture; None 0, 1, 2, ...
+    - steps, scale, sampler: of the decoder; prior_steps, prior_scale, prior_sampler: of the prior; None as trained
+    - negative_prompt: what the prior is guided away from; negative_decoder_prompt: what the decoder is
+    - callback: told a `Step` (part, index, total, x_0) after each call of prior and decoder; it cancels by raising
+    - output_type: "pil"; "np" [h w 3] or "pt" [3 h w] in [0, 1]; "latent" [c h w], of a padded size
+
+    What cannot be drawn is a ValueError, an option that does not exist a TypeError; both say what would do.
+    `text` encodes the decoder's prompts: CLIP itself, another encoder, or None for a decoder that reads no text, as
+    Kandinsky 2.2's. `progress`: whether a bar is shown; None where there is a terminal.
+    """
+
+    progress: bool | None = None
+
+    def __init__(
+        self,
+        *,
+        clip: Clip,
+        text: Any,
+        prior: Diffusion,
+        decoder: Diffusion,
+        movq: MoVQ,
+        size: int,
+        device: torch.device | str,
+        movable: bool = True,
+    ) -> None:
+        self.clip, self.text, self.prior, self.decoder, self.movq = clip, text, prior, decoder, movq
+        self.size, self.device, self.movable = size, device, movable
+        self._noted: set[tuple[int, int]] = set()
+        self.dtype = next(movq.parameters()).dtype  # of the weights; noise and x_t stay float32
+
+    def __repr__(self) -> str:
+        parts = {"clip": self.clip, "prior": self.prior.network, "decoder": self.decoder.network, "movq": self.movq}
+        if self.text is not None and self.text is not self.clip:
+            parts["text"] = self.text
+        lines = [f"  {name}: {type(part).__name__}, {size_of(part):,} parameters" for name, part in parts.items()]
+        lines += [f"  {name}: {getattr(self, name).sampling}" for name in ("prior", "decoder")]
+        dtype = str(self.dtype).removeprefix("torch.")
+        return "\n".join([f"Pipeline of {self.size} px, on {self.device} in {dtype}", *lines])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
+        """Move all networks, in place; returns the pipeline itself. Statistics and schedules keep their precision.
+
+        ValueError for networks that are compiled, take turns or lie on several devices: `load` places those.
+        """
+        if not self.movable:
+            raise ValueError("compiled, offloaded or on several devices: load(source, device=..., dtype=...) anew")
+        device = self.device if device is None else device
+        networks = [self.clip, self.prior.network, self.decoder.network, self.movq]
+        networks += [self.text] if self.text is not None and self.text is not self.clip else []
+        for network in networks:
+            packing.unpacked(network).to(device)
+            for parameter in network.parameters():
+                parameter.data = parameter.data.to(dtype or parameter.dtype)
+            packing.packed(network)
+        moved = [replace(each, alpha_bar=each.alpha_bar.to(device)) for each in (self.prior, self.decoder)]
+        self.prior, self.decoder = moved
+        self.device, self.dtype = device, dtype or self.dtype
+        return self
+
+    # ---- the networks one by one
+
+    @torch.inference_mode()
+    def text_to_embedding(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        negative_prompt: str = "",
+        steps: int | None = None,
+        scale: Number | None = None,
+        sampler: str | None = None,
+        seeds: int | Sequence[int] | None = None,
+        x_T: Float[Tensor, "b d"] | None = None,
+        noise: Noise | None = None,
+        watch: Watch | None = None,
+    ) -> Float[Tensor, "b d"]:
+        """Prompts to CLIP image embeddings by the prior, guided away from `negative_prompt`."""
+        prompts = listed(prompts)
+        sampling = self.prior.sampling.but(steps=steps, scale=scale, sampler=sampler)
+        guided = sampling.scale != 1
+        text = self.clip.encode_text([*prompts, *[negative_prompt] * guided])
+        network = self.prior.network
+        own = self._noise(seeds, len(prompts), network.standardise.mean.shape, stream=PRIOR_STREAM)
+        prefix = guiding(network.prefix(text.tokens, text.emb, text.mask), len(prompts), guided)
+        return self.prior.sample(prefix, *overridden(own, x_T, noise), sampling, watch=watch)
+
+    @torch.inference_mode()
+    def image_to_embedding(self, images: Image.Image | Sequence[Image.Image]) -> Float[Tensor, "b d"]:
+        """Pictures of any size from 8 pixels a side to CLIP embeddings, as CLIP crops and scales them."""
+        height, width = self.clip.image_size
+        assert height == width, "CLIP's image is square"
+        pictures = [picture(image) for image in listed(images)]
+        for image in pictures:
+            check_sides(*image.size, largest=None)
+        prepared = torch.stack([ClipPixels(size=width)(image) for image in pictures])
+        return self.clip.encode_image(prepared.to(self.device, self.dtype)).float()
+
+    @torch.inference_mode()
+    def embedding_to_latent(
+        self,
+        image_emb: Float[Tensor, "b d"],
+        prompts: str | Sequence[str] | None = None,
+        *,
+        negative_emb: Float[Tensor, "b d"] | None = None,
+        size: int | tuple[int, int] | None = None,
+        start: Start = FROM_NOISE,
+        inpaint: InpaintCondition | None = None,
+        steps: int | None = None,
+        scale: Number | None = None,
+        sampler: str | None = None,
+        seeds: int | Sequence[int] | None = None,
+        x_T: Float[Tensor, "b c h w"] | None = None,
+        noise: Noise | None = None,
+        watch: Watch | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        """Embeddings and prompts (None: empty ones) to MoVQ latents by the decoder.
+
+        Sides are rounded up to what the U-Net divides. Guidance is away from `negative_emb`, where None from CLIP's
+        embedding of no picture, and from the empty prompt.
+        """
+        n = len(image_emb)
+        prompts = [""] * n if prompts is None else listed(prompts)
+        sampling = self.decoder.sampling.but(steps=steps, scale=scale, sampler=sampler)
+        network = self.decoder.network
+        own = self._noise(seeds, n, self.latent_shape(size))
+        x_T, noise = overridden(own, x_T, noise)
+        inpaint = InpaintCondition.nothing(x_T) if inpaint is None else inpaint
+        guided = sampling.scale != 1
+        if guided:
+            away = self.clip.null_image().expand_as(image_emb) if negative_emb is None else negative_emb
+            image_emb = torch.cat([image_emb, away])
+        context = network.context(image_emb.to(self.dtype), *self._text(prompts, guided))
+        z = self.decoder.sample(context, x_T, noise, sampling, start=start, inpaint=inpaint, watch=watch)
+        return inpaint.restore(z)
+
+    @torch.inference_mode()
+    def latent_to_image(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hp wp"]:
+        """Latents to pixels in [-1, 1]."""
+        return self.movq.decode(z.to(self.dtype)).float().clamp(-1, 1)
+
+    @torch.inference_mode()
+    def image_to_latent(self, pixels: Float[Tensor, "b 3 hp wp"]) -> Float[Tensor, "b c h w"]:
+        """Pixels in [-1, 1] to latents."""
+        return self.movq.encode(pixels.to(self.dtype)).float()
+
+    def latent_shape(self, size: int | tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """Channels, rows and columns for a picture of `size` (width, height) in pixels, where None of the usual."""
+        width, height = sides(size) or (self.size, self.size)
+        rows, columns = (-(-side // self.multiple) * self.decoder.network.factor for side in (height, width))
+        return len(self.decoder.network.standardise.mean), rows, columns
+
+    @property
+    def multiple(self) -> int:
+        """Pixels: pictures whose sides are multiples of it are drawn as they are; others larger, and cropped."""
+        return self.movq.factor * self.decoder.network.factor
+
+    def _text(self, prompts: Sequence[str], guided: bool) -> tuple[Tensor | None, Tensor | None]:
+        """States and embedding of the decoder's prompts, and for guidance as often of the empty one."""
+        if self.text is None:
+            return None, None
+        text = self.text.encode_text([*prompts, ""])
+        rows = [*range(len(prompts))] + [len(prompts)] * (len(prompts) * guided)
+        return text.tokens[rows], text.emb[rows]
+
+    def _noise(self, seeds: int | Sequence[int] | None, n: int, shape: Sequence[int], stream: int = 0) -> PerImageNoise:
+        own = seeds_for(n, seeds)
+        check_seeds(own)
+        return PerImageNoise([seed ^ stream for seed in own], shape, self.device)
+
+    # ---- the modes
+
+    @with_options
+    def text_to_image(self, prompts: str | Sequence[str], **options: Unpack[Options]) -> list[Any]:
+        """One picture a prompt."""
+        (prompts,) = matched(prompts=prompts)
+        return self._draw(self._imagined(prompts, options), prompts, options)
+
+    __call__ = text_to_image
+
+    @with_options
+    def variations(self, image: Image.Image, n: int = 1, **options: Unpack[Options]) -> list[Any]:
+        """n pictures of the same CLIP embedding."""
+        return self.mix([image], [1.0], n, **options)
+
+    @with_options
+    def mix(
+        self, parts: Sequence[str | Image.Image], weights: Sequence[Number], n: int = 1, **options: Unpack[Options]
+    ) -> list[Any]:
+        """n pictures of a weighted sum of embeddings, a text's by the prior. The weights are taken as they are: they
+        need not sum to 1.
+        """
+        parts, weights = listed(parts), listed(weights)
+        check_weights(parts, weights)
+        return self._weighted(parts, torch.tensor([weights] * at_least_one("n", n), dtype=torch.float32), options)
+
+    @with_options
+    def interpolate(
+        self, a: str | Image.Image, b: str | Image.Image, n: int = 5, **options: Unpack[Options]
+    ) -> list[Any]:
+        """n pictures from embeddings evenly between a's and b's, both included, all from seed 0 unless told otherwise,
+        so that the embedding alone moves.
+        """
+        if n < 2:
+            raise ValueError(f"interpolate: n={n}, at least 2: the pictures of both ends")
+        return self.between(a, b, [i / (n - 1) for i in range(n)], **options)
+
+    @with_options
+    def between(
+        self, a: str | Image.Image, b: str | Image.Image, at: Sequence[Number], **options: Unpack[Options]
+    ) -> list[Any]:
+        """A picture for each place on the way from a's embedding, 0, to b's, 1: some of what `interpolate` draws."""
+        there = torch.tensor([finite("at", place) for place in listed(at)], dtype=torch.float32)
+        seeds = options.get("seeds")
+        own = options | Options(seeds=[0] * len(there) if seeds is None else seeds)
+        return self._weighted([a, b], torch.stack([1 - there, there], dim=1), own)
+
+    @with_options
+    def image_to_image(
+        self,
+        prompt: str | Sequence[str],
+        image: Image.Image | Sequence[Image.Image],
+        strength: Number = STRENGTH,
+        **options: Unpack[Options],
+    ) -> list[Any]:
+        """Each image redrawn by its prompt, one of either serving for all, at the image's own size.
+
+        `strength` in (0, 1] is how far from the image: of `steps` steps the last int(steps * strength) are walked,
+        from the image with the noise of the first of them.
+        """
+        check_strength(strength)
+        prompts, images = matched(prompts=prompt, images=image)
+        return self._edited(prompts, images, options, lambda z, rows: {"start": FromImage(z, strength)})
+
+    @with_options
+    def inpaint(
+        self,
+        prompt: str | Sequence[str],
+        image: Image.Image | Sequence[Image.Image],
+        mask: Image.Image | Sequence[Image.Image],
+        **options: Unpack[Options],
+    ) -> list[Any]:
+        """Each image repainted by its prompt where its mask is white, by an inpainting U-Net or any other.
+
+        What is kept stays in MoVQ's latents: its pixels are those of a reconstruction.
+        """
+        prompts, images, masks = matched(prompts=prompt, images=image, masks=mask)
+        for own, of in zip(masks, images, strict=True):
+            check_mask(own, of)
+
+        def known(z: Tensor, rows: list[int]) -> dict[str, Any]:
+            grid = {"factor": self.movq.factor, "rows": z.shape[2], "columns": z.shape[3]}
+            return {"inpaint": InpaintCondition(z, torch.stack([keep_of(masks[i], **grid) for i in rows]).to(z))}
+
+        return self._edited(prompts, images, options, known)
+
+    @with_options
+    def outpaint(
+        self,
+        prompt: str | Sequence[str],
+        image: Image.Image | Sequence[Image.Image],
+        *,
+        left: int = 0,
+        right: int = 0,
+        top: int = 0,
+        bottom: int = 0,
+        **options: Unpack[Options],
+    ) -> list[Any]:
+        """Each image with so many pixels more on its sides, painted by its prompt."""
+        margins = {"left": left, "right": right, "top": top, "bottom": bottom}
+        larger = [enlarged(one, **margins) for one in listed(image)]
+        return self.inpaint(prompt, [canvas for canvas, _ in larger], [mask for _, mask in larger], **options)
+
+    def _edited(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Image.Image],
+        options: Options,
+        given: Callable[[Tensor, list[int]], dict[str, Any]],  # (z of some images, which) -> for embedding_to_latent
+    ) -> list[Any]:
+        """Images of one size at a time; each comes back at its own."""
+        if options.get("size") is not None:
+            raise ValueError(f"size={options['size']}: an edited picture keeps its image's size; leave size out")
+        seeds = seeds_for(len(images), options.get("seeds"))
+        for image in images:
+            check_sides(*image.size)
+        drawn: dict[int, Any] = {}
+        for rows in by_size(images):
+            texts = [prompts[i] for i in rows]
+            own = options | Options(seeds=[seeds[i] for i in rows], size=images[rows[0]].size)
+            z = self._latent([images[i] for i in rows])
+            drawn |= zip(rows, self._draw(self._imagined(texts, own), texts, own, given(z, rows)), strict=True)
+        return [drawn[i] for i in range(len(images))]
+
+    def _latent(self, images: Sequence[Image.Image]) -> Float[Tensor, "b c h w"]:
+        """Of images of one size, padded to what the networks divide."""
+        _, rows, columns = self.latent_shape(images[0].size)
+        pixels = padded(images, rows=rows * self.movq.factor, columns=columns * self.movq.factor)
+        return self.image_to_latent(pixels.to(self.device))
+
+    def _weighted(
+        self, parts: Sequence[str | Image.Image], weights: Float[Tensor, "n k"], options: Options
+    ) -> list[Any]:
+        """A picture for each row of weights, one weight for each part."""
+        n = len(weights)
+        embeddings = [self._imagined([p] * n, options) if isinstance(p, str) else self._seen(p, n) for p in parts]
+        image_emb = (weights.to(self.device)[:, :, None] * torch.stack(embeddings, dim=1)).sum(1)
+        return self._draw(image_emb, [""] * n, options)
+
+    def _seen(self, image: Image.Image, n: int) -> Float[Tensor, "n d"]:
+        return self.image_to_embedding([image]).expand(n, -1)
+
+    def _imagined(self, prompts: Sequence[str], options: Options) -> Float[Tensor, "b d"]:
+        with self._watching("prior", options) as watch:
+            return self.text_to_embedding(prompts, seeds=options.get("seeds"), watch=watch, **prior_options(options))
+
+    def _draw(
+        self,
+        image_emb: Float[Tensor, "b d"],
+        prompts: Sequence[str],
+        options: Options,
+        given: dict[str, Any] | None = None,
+    ) -> list[Any]:
+        output = options.get("output_type", "pil")
+        negative = options.get("negative_decoder_prompt", "")
+        away = self._imagined([negative] * len(prompts), options) if negative else None
+        more = {"seeds": options.get("seeds"), "negative_emb": away, **decoder_options(options), **(given or {})}
+        with self._watching("decoder", options) as watch:
+            z = self.embedding_to_latent(image_emb, prompts, watch=watch, **more)
+        if output == "latent":
+            return list(z)
+        width, height = sides(options.get("size")) or (self.size, self.size)
+        if not given and (width % self.multiple or height % self.multiple):
+            self._note_size(width, height)
+        return to_output(self.latent_to_image(z)[:, :, :height, :width], output)
+
+    def _note_size(self, width: int, height: int) -> None:
+        """Once for each size."""
+        if (width, height) not in self._noted:
+            self._noted.add((width, height))
+            rows, columns = (-(-side // self.multiple) * self.multiple for side in (height, width))
+            logger.warning(
+                "size=%dx%d is drawn as %dx%d and cropped: sides that are multiples of %d are drawn as they are",
+                *(width, height, columns, rows, self.multiple),
+            )
+
+    def _watching(self, part: str, options: Options) -> Watching:
+        return Watching(part, options.get("callback"), self.progress)
+
+
+def check_weights(parts: Sequence[Any], weights: Sequence[Any]) -> None:
+    """ValueError unless there is a finite weight for each part, and one that is not 0."""
+    if len(parts) != len(weights):
+        raise ValueError(f"mix: {len(parts)} texts and images but {len(weights)} weights; give one weight for each")
+    numbers = all(isinstance(weight, int | float) for weight in weights)
+    if not numbers or not any(weights) or not all(map(isfinite, weights)):
+        raise ValueError(f"mix: weights {list(weights)}: give finite numbers that are not all 0")
+
+
+def size_of(network: Any) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
