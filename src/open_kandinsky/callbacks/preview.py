@@ -53,9 +53,9 @@ class Drawings:
         """Guided latents, standardised; each sample has noise of its own, the same every time."""
         z = stage.network.standardise(batch["z"])
         beside = torch.cat([stage.beside(z, ALONE)] * 2)
-        conditions = {name: batch[name] for name in ("image_emb", "text_tokens", "text_emb")}
-        doubled = [torch.cat([x, getattr(stage.null, name).expand_as(x)]) for name, x in conditions.items()]
-        context = stage.network.context(*doubled)
+        conditions = {name: batch[name] for name in stage.network.reads}
+        doubled = {name: torch.cat([x, getattr(stage.null, name).expand_as(x)]) for name, x in conditions.items()}
+        context = stage.network.context(**doubled)
 
         def output(x_t: Tensor, t: Tensor) -> Tensor:
             return stage.network(torch.cat([x_t, beside], dim=1), t, context)

@@ -18,6 +18,8 @@ class Conditioned(NamedTuple):
 class TextImageCondition(nn.Module):
     """Kandinsky 2.1: ten tokens of the image embedding, then the caption's states; both pooled into the embedding."""
 
+    reads = ("image_emb", "text_tokens", "text_emb")  # fields of a batch, as `forward` takes them
+
     def __init__(
         self, *, image_dim: int, text_width: int, text_dim: int, image_tokens: int, context: int, emb: int
     ) -> None:
@@ -41,6 +43,8 @@ class TextImageCondition(nn.Module):
 
 class ImageCondition(nn.Module):
     """Kandinsky 2.2: the image embedding alone; the caption reaches the picture through the prior only."""
+
+    reads = ("image_emb",)
 
     def __init__(self, *, image_dim: int, image_tokens: int, context: int, emb: int) -> None:
         super().__init__()

@@ -48,7 +48,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         *,
-        condition: nn.Module,  # to Conditioned(tokens, emb)
+        condition: Any,  # a module: what it `reads` of a batch to Conditioned(tokens, emb)
         in_channels: int,  # 4, or 9 for inpainting: latent, known latent, mask
         out_channels: int,
         latent_channels: int,
@@ -64,6 +64,7 @@ class UNet(nn.Module):
         self.standardise = Standardise(latent_channels)
         self.factor = 2 ** (len(multipliers) - 1)  # sides of a latent are its multiples
         self.condition = condition
+        self.reads: tuple[str, ...] = condition.reads  # what `context` is given
         self.time = TimeEmbedding(width=channels, emb=emb)
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
         widths = [channels * m for m in multipliers]

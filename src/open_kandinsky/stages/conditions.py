@@ -20,7 +20,9 @@ class Null(nn.Module):
 
     def drop(self, chance: float, draws: Draws, **conditions: Shaped[Tensor, "b ..."]) -> list[Shaped[Tensor, "b ..."]]:
         """Each example's conditions, all of them or none, replaced with probability `chance`; in the given order."""
-        some = next(iter(conditions.values()))
+        some = next(iter(conditions.values()), None)
+        if some is None:
+            return []
         dropped = draws.uniform(some) < chance
         return [_where(dropped, getattr(self, name), value) for name, value in conditions.items()]
 

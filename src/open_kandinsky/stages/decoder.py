@@ -54,9 +54,10 @@ class DecoderStage(LightningModule):
         self.null.set(**data.null)
 
     def context(self, batch: LatentBatch, draws: Draws) -> Context:
-        (image_emb,) = self.null.drop(self.drop_image, draws, image_emb=batch["image_emb"])
-        text = {name: batch[name] for name in ("text_tokens", "text_emb")}
-        return self.network.context(image_emb, *self.null.drop(self.drop_text, draws, **text))
+        """Of what the network reads; image and text are dropped independently."""
+        image, text = {"image_emb": batch["image_emb"]}, {name: batch[name] for name in self.network.reads[1:]}
+        kept = self.null.drop(self.drop_image, draws, **image) + self.null.drop(self.drop_text, draws, **text)
+        return self.network.context(**dict(zip(self.network.reads, kept, strict=True)))
 
     def losses(self, batch: LatentBatch, draws: Draws) -> tuple[Float[Tensor, "b"], Tensor]:
         """Each example's loss, and its timestep."""
