@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "weights": {"networks"},
     "pipeline": {"networks", "diffusion", "data", "weights"},
     "modes": {"pipeline", "data"},
-    "loading": {"pipeline", "networks", "diffusion", "data", "weights", "stages", "configuration"},
+    "loading": {"pipeline", "networks", "diffusion", "weights", "configuration"},
     "evaluation": {"pipeline", "metrics", "data", "networks", "diffusion", "weights", "claims", "choices"},
     "caching": {"data", "networks"},
     "atomic": set(),
@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "configuration": {"command_line", "nodes", "overrides", "failures", "sweeps"},
 }
 VERBS = {"train", "generate", "evaluate", "judge", "selfcheck", "coco", "precompute", "quickstart", "convert", "demo"}
-MEET_HYDRA = VERBS | {"command_line", "configuration", "loading", "sweeps"}
+MEET_HYDRA = VERBS | {"command_line", "configuration", "sweeps"}
 MEET_LIGHTNING = VERBS | {"stages", "callbacks", "data", "runs"}
 WHERE_USED = {"wandb", "gradio", "peft", "transformers", "diffusers", "tensorboard", "optuna"}  # not everybody has them
 

@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from open_kandinsky.failures import message
-from open_kandinsky.loading import fingerprints, load, parameters_on_meta, trained
+from open_kandinsky.loading import fingerprints, load, trained
 from open_kandinsky.pipeline import packing
+from open_kandinsky.weights.build import parameters_on_meta
 from open_kandinsky.weights.devices import Turns, at_home, placed
 
 

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,6 @@ def is_sweep() -> bool:
 def save(cfg: DictConfig, path: str | Path) -> None:
     """Write the resolved config to `path`: whole or not at all. OSError names the file."""
     atomic.write(path, OmegaConf.to_yaml(OmegaConf.create(plain(cfg, resolve=True))))
-
-
-def refuse_foreign_targets(cfg: DictConfig | Mapping[str, Any]) -> None:
-    """ValueError where a config out of somebody's weights folder asks for more than stages, networks and their like.
-
-    Give it the part that is about to be instantiated, before it is.
-    """
-    nodes.refuse_foreign(plain(OmegaConf.create(dict(cfg)), resolve=True))
 
 
 def check_command_line(args: Namespace, config_name: str, conf: Path) -> None:

@@ -76,10 +76,9 @@ def refuse_idle(weights_of: str, parts: Mapping[str, Part]) -> None:
 def write_native(out: Path, parts: Mapping[str, Part], dtype: torch.dtype, bar: tqdm) -> None:
     """Of each part `config.yaml` and `weights.safetensors`, and of a text encoder its tokenizer."""
     for name, part in parts.items():
-        cfg = with_sampling(part, name)
+        cfg = OmegaConf.create(with_sampling(part, name))
         if name == TEXT:
-            source = part.folder / cfg.stage.network.tokenizer
-            for file in export.tokenizer_files(source):
+            for file in export.tokenizer_files(Path(cfg.stage.network.tokenizer)):
                 atomic.write(out / name / "tokenizer" / file.name, file.read_bytes())
             cfg.stage.network.tokenizer = "tokenizer"
         store.write(out / name / store.WEIGHTS, network(part, dtype).state_dict())
@@ -91,13 +90,13 @@ def write_diffusers(out: Path, parts: Mapping[str, Part], dtype: torch.dtype, ba
     """diffusers' folders; see `weights.diffusers.export`."""
 
     def read(name: str) -> export.Weights:
-        cfg: Any = OmegaConf.to_container(with_sampling(parts[name], name), resolve=True)
+        cfg = with_sampling(parts[name], name)
         state = {key: x.to(dtype) for key, x in network(parts[name], dtype).state_dict().items()}
         bar.update()
         return export.Weights(cfg, state)
 
     text = parts.get(TEXT)
-    tokenizer = None if text is None else text.folder / text.config["stage"]["network"]["tokenizer"]
+    tokenizer = None if text is None else Path(text.config["stage"]["network"]["tokenizer"])
     export.write(out, read, tokenizer)
 
 

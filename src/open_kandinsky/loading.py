@@ -6,29 +6,26 @@ with `load`, and so are folders of diffusers' Kandinsky 2.1 and 2.2 and of the o
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from yaml import YAMLError
+import yaml
+from torch import Tensor
 
-from open_kandinsky.configuration import CONF, refuse_foreign_targets
+from open_kandinsky.configuration import CONF
+from open_kandinsky.diffusion.samplers import named
 from open_kandinsky.networks.condition import ImageCondition
 from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling, compiling, packing
-from open_kandinsky.weights import checkpoint, checkpoint_folder, store
+from open_kandinsky.pipeline.inpainting import MAX_SIDE, MIN_SIDE
+from open_kandinsky.weights import build, checkpoint, native, store
 from open_kandinsky.weights import source as sources
 from open_kandinsky.weights.devices import Device, Turns, at_home, one, placed
 from open_kandinsky.weights.diffusers import folder as diffusers
 from open_kandinsky.weights.kandinsky21 import folder as kandinsky21
 from open_kandinsky.weights.kandinsky21 import movqgan
-from open_kandinsky.weights.keymap import State
 from open_kandinsky.weights.part import TEXT, Part, Picked, agree, left_out
 from open_kandinsky.weights.source import Source
 
@@ -84,10 +81,18 @@ def load(
         clip=made["clip"],
         text=text_encoder(parts, made),
         movq=made["movq"],
-        size=parts["decoder"].config["dims"]["image_size"],
+        size=image_size(parts["decoder"]),
         device=home,
         **diffusions,
     )
+
+
+def image_size(decoder: Part) -> int:
+    """Pixels a side, as it was trained. ValueError for what is none."""
+    side = decoder.config["dims"].get("image_size")
+    if not isinstance(side, int) or not MIN_SIDE <= side <= MAX_SIDE:
+        raise ValueError(f"{decoder.folder}: dims.image_size is {side}; sides are {MIN_SIDE} to {MAX_SIDE} pixels")
+    return side
 
 
 def find(source: Source, picks: Picks = USUAL) -> dict[str, Part]:
@@ -105,7 +110,7 @@ def part(name: str, source: Source) -> Part:
 
 def forms(picks: Picks) -> list[sources.Find]:
     """The ways in which a part may lie on a disk."""
-    return [partial(native, pick=picks.ours), diffusers.find, partial(kandinsky21.find, pick=picks.movqgan)]
+    return [partial(native.find, pick=picks.ours), diffusers.find, partial(kandinsky21.find, pick=picks.movqgan)]
 
 
 def locate(source: Source) -> dict[str, Path]:
@@ -118,53 +123,13 @@ def fingerprints(source: Source) -> dict[str, str]:
     return {name: " ".join(store.sha256(file) for file in part.files) for name, part in find(source).items()}
 
 
-def native(part: str, folder: Path, pick: Callable[[Path], Picked]) -> Part | None:
-    """A part in our own form: a run's folder, one below a system's folder, or a checkpoint in a run's folder."""
-    run = folder.parent.parent
-    is_checkpoint = folder.suffix == ".ckpt" and (folder.is_file() or checkpoint_folder.is_folder(folder))
-    if is_checkpoint and (run / "config.yaml").is_file():
-        cfg = config(run)
-        return of_run(run, folder, pick, choice=True) if f".{part}." in cfg["stage"]["_target_"] else None
-    places = [place for place in (folder, folder / part) if (place / store.WEIGHTS).is_file()]
-    return exported(places[0]) if places else None
-
-
-def exported(folder: Path) -> Part:
-    """What a run's folder holds when the run has ended."""
-    return of_run(folder, folder / store.WEIGHTS, lambda path: Picked(store.read(path), {}), choice=False)
-
-
-def of_run(folder: Path, file: Path, pick: Callable[[Path], Picked], *, choice: bool) -> Part:
-    def read(like: State) -> Picked:
-        state, dropped = pick(file)
-        shapes, expected = ({k: v.shape for k, v in tensors.items()} for tensors in (state, like))
-        wrong = sorted(k for k in expected.keys() | shapes.keys() if shapes.get(k) != expected.get(k))
-        if wrong:
-            told = f"weights and config.yaml disagree on {len(wrong)} tensors, {wrong[0]!r} among them"
-            raise ValueError(f"{folder}: {told}")
-        return Picked(state, dropped)
-
-    files = checkpoint_folder.files(file) if file.is_dir() else (file,)
-    return Part(folder, files, config(folder), read, choice)
-
-
-def config(folder: Path) -> DictConfig:
-    """What a stage's run was made with."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; a stage's folder holds config.yaml beside its weights")
-    try:
-        cfg = OmegaConf.load(path)
-    except YAMLError as error:
-        raise ValueError(f"{path}: damaged ({error}); export the stage again") from error
-    if not isinstance(cfg, DictConfig) or any(not OmegaConf.select(cfg, key) for key in ("dims", "stage.network")):
-        raise ValueError(f"{path}: no config of a stage, which has dims and stage.network")
-    return cfg
-
-
-def trained(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The network of one stage's run folder, as `network` makes it."""
-    return network(exported(Path(folder)), dtype)
+def trained(folder: str | Path, part: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """The network of one stage's run folder, as `network` makes it. ValueError where it is of another `part`."""
+    found = native.exported(Path(folder))
+    held = native.part_of(found.config, found.folder)
+    if part not in (None, held):
+        raise ValueError(f"{folder} holds weights of a {held}, and those of a {part} are wanted")
+    return network(found, dtype)
 
 
 def network(part: Part, dtype: torch.dtype = torch.float32) -> Any:
@@ -172,11 +137,9 @@ def network(part: Part, dtype: torch.dtype = torch.float32) -> Any:
 
     ValueError for weights of another network, and for such as are no numbers.
     """
-    cfg = dict(part.config["stage"]["network"])
-    if "tokenizer" in cfg:
-        cfg["tokenizer"] = str(part.folder / cfg["tokenizer"])
-    with parameters_on_meta():
-        made = build(OmegaConf.create(cfg))
+    name, where = native.part_of(part.config, part.folder), str(part.folder)
+    elements = sum(file.stat().st_size for file in part.files if file.is_file())
+    made = build.network(name, part.config["stage"]["network"], elements=elements, where=where)
     state, dropped = part.read(made.state_dict())
     if dropped:
         logger.info("%s: %s", part.folder, left_out(dropped))
@@ -203,43 +166,45 @@ def finite(x: Tensor) -> bool:
     return all(bool(end.isfinite()) for end in x.aminmax())
 
 
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Modules that are made meanwhile hold no memory for parameters, which somebody else fills; buffers are made."""
-
-    def emptied(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
-        return None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=False)
-
-    hook = register_module_parameter_registration_hook(emptied)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def build(cfg: DictConfig) -> Any:
-    """An object from a part of somebody's config: only this package's own and torch's classes are made."""
-    refuse_foreign_targets(cfg)
-    return instantiate(cfg, _convert_="all")
-
-
 def diffusion(part: Part, name: str, made: Any, device: Device) -> Diffusion:
     """Sampled as its weights say, and where they do not, as Kandinsky 2.1."""
-    cfg = with_sampling(part, name)
+    stage, where = part.config["stage"], str(part.folder)
+    if "alpha_bar" not in stage or "parameterisation" not in stage:
+        raise ValueError(f"{where}: no weights of a {name}, whose config has stage.alpha_bar and parameterisation")
     return Diffusion(
         network=made,
-        alpha_bar=build(cfg.stage.alpha_bar).to(device),
-        parameterisation=build(cfg.stage.parameterisation),
-        sampling=Sampling(**cfg.sampling),
+        alpha_bar=build.schedule(stage["alpha_bar"], where).to(device),
+        parameterisation=build.parameterisation(stage["parameterisation"], where),
+        sampling=sampling(part, name),
     )
 
 
-def with_sampling(part: Part, name: str) -> DictConfig:
+def sampling(part: Part, name: str) -> Sampling:
+    """A part's own, and what its source leaves open of it as conf/sampling has it. ValueError for what cannot be."""
+    found = with_sampling(part, name)["sampling"]
+    known = Sampling.__dataclass_fields__.keys()
+    if stray := sorted(map(str, found.keys() - known)):
+        raise ValueError(f"{part.folder}: sampling.{stray[0]} is none of {', '.join(known)}")
+    try:
+        return Sampling(**found).but(**{key: found[key] for key in found if key != "clamp"})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{part.folder}: its sampling cannot be: {error}") from error
+
+
+def with_sampling(part: Part, name: str) -> dict[str, Any]:
     """A part's whole config: what its source leaves open of sampling is as conf/sampling has it."""
-    cfg, published = OmegaConf.create(dict(part.config)), CONF / "sampling" / f"{name}.yaml"
+    cfg, published = dict(part.config), CONF / "sampling" / f"{name}.yaml"
     if published.is_file():
-        cfg.sampling = OmegaConf.merge(OmegaConf.load(published), cfg.get("sampling") or {})
+        cfg["sampling"] = {**yaml.safe_load(published.read_text()), **(cfg.get("sampling") or {})}
     return cfg
+
+
+def check_steps(source: Source, options: Mapping[str, Any]) -> None:
+    """ValueError for numbers of steps that a part's schedule does not have, before its weights are read."""
+    for name, prefix in (("prior", "prior_"), ("decoder", "")):
+        found = part(name, source)
+        own = sampling(found, name).but(**{key: options.get(f"{prefix}{key}") for key in ("steps", "sampler")})
+        named(own.sampler).spacing(build.schedule(found.config["stage"]["alpha_bar"], str(found.folder)), own.steps)
 
 
 def text_encoder(parts: Mapping[str, Part], made: Mapping[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from einops import rearrange
@@ -19,13 +20,19 @@ class MultilingualClip(nn.Module):
     """
 
     def __init__(self, *, dim: int, length: int, transformer: Mapping[str, Any], tokenizer: str) -> None:
-        from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
+        from transformers import XLMRobertaConfig, XLMRobertaModel
 
         super().__init__()
-        self.length = length
+        self.length, self.tokenizer_folder = length, tokenizer
         self.transformer: Any = XLMRobertaModel(XLMRobertaConfig(**transformer))
         self.project = nn.Linear(transformer["hidden_size"], dim)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Read when it is first asked for, without code that may lie beside it."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True, trust_remote_code=False)
 
     def encode_text(self, captions: Sequence[str]) -> Text:
         """A caption that is too long loses its tail, keeps its end, and is warned of."""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from open_kandinsky.weights import native
 from open_kandinsky.weights.part import PARTS, REST, TEXT, Part
 
 Source = str | Path | Mapping[str, str | Path]
@@ -61,6 +62,12 @@ def asked(part: str, given: Mapping[str, Path]) -> list[str]:
 
 def not_found(part: str, given: Mapping[str, Path]) -> str:
     root = given.get(part) or (given.get(REST, Path(".")) / part)
+    for name in (part, REST):
+        if name in given and (other := native.held(given[name])):
+            wanted = f"{{rest: SYSTEM, {other}: {given[name]}}}" if name == REST else f"a run of stage={part}"
+            raise ValueError(
+                f"weights: {given[name]} holds weights of a {other}, and a {part} is wanted: give {wanted}"
+            )
     there = sorted(path.name for path in root.iterdir())[:6] if root.is_dir() else "no such folder"
     known = "(or folders of diffusers' Kandinsky 2.1 or 2.2, prior/ and decoder/, or original 2.1 files)"
     told = f"the {part} is looked for in {root}, which should hold config.yaml and weights.safetensors {known}"
