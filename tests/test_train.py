@@ -1,6 +1,7 @@
 """The verb train: what a run leaves, what it refuses, and that a run that was killed ends as one that was not."""
 
 import csv
+import math
 
 import pytest
 import torch
@@ -185,3 +186,21 @@ def test_a_run_shows_our_lines_alone(run, capfd, recwarn):
     run("prior", 2, "a")
     assert capfd.readouterr().err == ""
     assert [str(w.message) for w in recwarn if "lightning" in w.filename] == []
+
+
+def test_at_its_bound_a_temperature_is_saved_averaged_and_resumed_as_it_is(run):
+    """Pushed past ln 100 by a loss that is made large, and clamped before a checkpoint or an average sees it."""
+    bound, pushed = math.log(100), ["callbacks.checkpoint.every_n_train_steps=1", "stage.optimizer.lr=1.0"]
+    pushed += ["stage.lr_schedule.warmup=1", "callbacks.ema.decay=0.5", "+stage.optimizer.maximize=true"]
+    pushed += ["stage.lr_schedule.steps=4"]
+    whole = run("clip", 4, "whole", *pushed)
+    for path in sorted((whole / "checkpoints").glob("step*.ckpt")):
+        saved = torch.load(path, weights_only=True)
+        average = saved["callbacks"]["EMA"]["average"]["model.logit_scale"]
+        assert saved["state_dict"]["network.model.logit_scale"] <= bound and average <= bound
+    assert float(saved["state_dict"]["network.model.logit_scale"]) == pytest.approx(bound)
+    run("clip", 2, "cut", *pushed)
+    run("clip", 4, "cut", *pushed, "resume=auto")
+    assert curve(whole) == curve(whole.parent / "cut")
+    one, other = (state(folder)["state_dict"] for folder in (whole, whole.parent / "cut"))
+    assert all(torch.equal(x, other[name]) for name, x in one.items())

@@ -82,6 +82,7 @@ def digest(text: str) -> str:
 
 
 OmegaConf.register_new_resolver("digest", digest, replace=True)  # ${digest:${hydra:job.override_dirname}}
+OmegaConf.register_new_resolver("is_null", lambda value: value is None, replace=True)  # ${is_null:${init}}
 
 
 def is_sweep() -> bool:

@@ -44,12 +44,18 @@ CHATTER = (  # Lightning's, which a person who trains can do nothing about
 )
 
 
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+ALIASES = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}  # Lightning's
+TRUE_HALVES = "it would round the noise schedule's table, in which the first steps differ by less than it can tell"
+
+
 def train(cfg: DictConfig) -> Path:
     """Run one training; returns the run's folder, which holds config.yaml, checkpoints and weights.safetensors."""
     hush()
     check_devices(cfg.trainer)
     slurm.check_tasks(cfg.trainer.devices, cfg.trainer.get("num_nodes", 1))
     check_length(cfg.trainer)
+    check_precision(cfg.trainer, part_of(cfg.stage))
     run_dir, is_first = Path(cfg.run_dir), launch.rank() == 0
     checkpoint = folder.start(run_dir, cfg.resume, is_first=is_first)
     with ExitStack() as stack:
@@ -139,6 +145,25 @@ def check_length(trainer: DictConfig) -> None:
         raise ValueError(
             f"trainer.max_steps={trainer.max_steps}: say how long to train, as in trainer.max_steps=100000"
         )
+
+
+def check_precision(trainer: DictConfig, part: str) -> None:
+    """ValueError for a precision in which something would be computed wrongly, and for one that is not known here."""
+    wanted = str(trainer.precision)
+    if trainer.precision is None or (precision := ALIASES.get(wanted, wanted)) in PRECISIONS[:3]:
+        return
+    told = f"trainer.precision={wanted}"
+    if precision.endswith("-true"):
+        raise ValueError(f"{told}: {TRUE_HALVES}; choose bf16-mixed, whose weights and tables are whole, or 32-true")
+    if precision not in PRECISIONS:
+        raise ValueError(f"{told}: not known here; choose one of {', '.join(PRECISIONS)}")
+    if part == "movq":
+        raise ValueError(
+            f"{told} with stage=movq: gradients are clipped by value while they are scaled, which puts nearly all of "
+            "them at the bound; choose bf16-mixed or 32-true"
+        )
+    if trainer.accelerator == "cpu":
+        raise ValueError(f"{told} on a CPU: float16 is for GPUs; choose bf16-mixed or 32-true")
 
 
 def part_of(stage: DictConfig) -> str:

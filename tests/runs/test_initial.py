@@ -19,6 +19,17 @@ def test_a_run_begins_with_anothers_weights(cached, system, tmp_path):
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
 
+def test_a_codebook_that_came_with_weights_stays(shapes, system, tmp_path):
+    """At step `quantise_from` it enters; one that is new is filled with latents of that batch."""
+    own = load_file(system / "movq" / "weights.safetensors")["codebook.embedding.weight"]
+    still = ["stage.optimizer.lr=0", "trainer.max_steps=3", "stage.quantise_from=2", "data.val_urls=null"]
+    for name, init, stays in (("kept", f"init='{system}'", True), ("new", "init=null", False)):
+        folder = train(config("movq", shapes, *still, init, f"run_dir='{tmp_path / name}'"))
+        codes = load_file(folder / "weights.safetensors")["codebook.embedding.weight"]
+        assert torch.equal(codes, own) == stays
+    assert codes.std() > 10 * own.std(), "latents are no codes as they are drawn"
+
+
 def test_a_prior_goes_on_with_the_statistics_that_it_was_trained_with(cached, tmp_path):
     made = untrained("prior", tmp_path)
     still = ["stage.optimizer.lr=0", "trainer.max_steps=1", "data.val_path=null", f"init='{made}'"]

@@ -44,8 +44,8 @@ def test_a_decoder_drops_text_by_half_and_the_image_by_a_tenth_independently():
     decoder.null.set(image_emb=torch.zeros(1, 1), text_emb=torch.zeros(1, 1), text_tokens=torch.zeros(1, 1, 1))
     seen = []
 
-    def context(*conditions):
-        seen.append(conditions)
+    def context(image_emb, text_tokens, text_emb):
+        seen.append((image_emb, text_tokens, text_emb))
         return Context(*[None] * len(Context._fields))
 
     decoder.network.context = context

@@ -128,3 +128,8 @@ def test_figures_of_validation():
     assert found["val/psnr"] == pytest.approx(-10 * float(errors.log10().mean()), rel=1e-4)
     assert found["val/l1"] == pytest.approx(float((x - y).abs().mean() / 2), rel=1e-4)
     assert -1 <= found["val/ssim"] <= 1
+    made.network.quantise_latents = True
+    x = made.network.decode(made.network.encode(images(4)["pixels"])).clamp(-1, 1)
+    errors = ((x - y) / 2).square().mean((1, 2, 3))
+    assert found["val/psnr_quantised"] == pytest.approx(-10 * float(errors.log10().mean()), rel=1e-4)
+    assert found["val/psnr_quantised"] != found["val/psnr"] and -1 <= found["val/ssim_quantised"] <= 1

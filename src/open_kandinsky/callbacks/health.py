@@ -14,6 +14,24 @@ from open_kandinsky.callbacks.phases import logs_now
 from open_kandinsky.networks.division import whole
 
 
+class LearningRate(Callback):
+    """Logs the rate of each optimiser's next step as often as the loss, by its schedule's name.
+
+    Lightning's LearningRateMonitor would log each group of parameters, of which an optimiser with weight decay has two.
+    """
+
+    def __init__(self) -> None:
+        self.rates: dict[str, float] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        schedules: Any = trainer.lr_scheduler_configs
+        self.rates = {each.name: each.scheduler.optimizer.param_groups[0]["lr"] for each in schedules}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if logs_now(trainer):
+            pl_module.log_dict(self.rates)
+
+
 class Health(Callback):
     """Logs each optimiser's gradient norm, and stops at a loss, gradient or weight that is not finite.
 
@@ -49,7 +67,7 @@ class Health(Callback):
     def _before_step(self, trainer: Trainer, suffix: str, optimizer: Optimizer, *_: Any) -> None:
         norm = whole(torch.nn.utils.get_total_norm(_gradients(optimizer)))
         self.norms[f"train/gradient_norm{suffix}"] = norm
-        self._see("gradient norm", norm, trainer)
+        self._see("gradient norm", unless_scaled(norm, trainer.precision_plugin), trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if logs_now(trainer):
@@ -74,6 +92,14 @@ class Health(Callback):
 
     def _see(self, name: str, value: Tensor, trainer: Trainer) -> None:
         self.check.see(value, Seen(name, trainer.global_step, self.keys))
+
+
+def unless_scaled(norm: Tensor, precision: Any) -> Tensor:
+    """0 while a scaler (16-mixed) multiplies the loss: gradients that overflow are then its own to skip, and to scale
+    less. At a scale of 1 they are too great by themselves. Decided where the numbers are: no GPU is waited for.
+    """
+    scale = getattr(getattr(precision, "scaler", None), "_scale", None)
+    return norm if scale is None else torch.where(scale.to(norm.device) > 1, torch.zeros_like(norm), norm)
 
 
 def _gradients(optimizer: Optimizer) -> Iterable[Tensor]:

@@ -130,7 +130,7 @@ class MoVQ(nn.Module):
     latents that the decoder learns from and for those that it draws. The autoencoder's own training always does.
     """
 
-    entries = ("encode", "decode", "without_codebook")
+    entries = ("encode", "decode", "without_codebook", "through_codebook")
 
     def __init__(
         self,
@@ -167,6 +167,11 @@ class MoVQ(nn.Module):
 
     def decode(self, z: Float[Tensor, "b c zh zw"]) -> Float[Tensor, "b 3 h w"]:
         z = self.codebook.quantise(z) if self.quantise_latents else z
+        return self.decoder(self.post_quant(z), z).pixels
+
+    def through_codebook(self, z: Float[Tensor, "b c zh zw"]) -> Float[Tensor, "b 3 h w"]:
+        """`decode` of the nearest codes, whatever `quantise_latents` says."""
+        z = self.codebook.quantise(z)
         return self.decoder(self.post_quant(z), z).pixels
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Reconstruction:

@@ -13,5 +13,5 @@ def in_step(optimizer: Optimizer, *, schedule: MakeSchedule, at: int) -> LRSched
     """
     made = schedule(optimizer)
     assert isinstance(made, LambdaLR), "ours all are"
-    (factor,) = made.lr_lambdas
+    factor = made.lr_lambdas[0]
     return LambdaLR(optimizer, lambda step: factor(step + at))

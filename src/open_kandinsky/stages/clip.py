@@ -1,6 +1,7 @@
 """Stage 0, for a domain of one's own: CLIP, trained by contrast of images and their captions (Radford et al. 2021)."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,9 +51,11 @@ class ClipStage(LightningModule):
         self.log("train/loss", mean(loss), prog_bar=True)
         return loss
 
-    def on_train_batch_end(self, *_: object) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """And no temperature below 0.01, as in CLIP's training: before an average or a checkpoint sees the weight."""
+        super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
-            self.network.model.logit_scale.clamp_(0, math.log(100))  # as CLIP's training: no temperature below 0.01
+            self.network.model.logit_scale.clamp_(0, math.log(100))
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         image, text = map(gathered, self.embed(batch))  # a caption is found among those of all processes

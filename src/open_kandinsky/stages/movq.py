@@ -18,7 +18,7 @@ from open_kandinsky.stages.adversary_weight import Weight, entered
 from open_kandinsky.stages.codes import Revival, Usage, drawn
 from open_kandinsky.stages.engine import Engine
 from open_kandinsky.stages.freezing import freeze_all_but
-from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, trainable
+from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, made_for
 from open_kandinsky.stages.penalties import Bout
 from open_kandinsky.stages.pixel_loss import PixelLoss
 from open_kandinsky.stages.processes import mean
@@ -38,7 +38,8 @@ class MoVQStage(LightningModule):
         adversary_from: int,  # the step at which the adversary enters
         adversary_ramp: int,  # steps after which the autoencoder listens to it with its whole weight
         penalties: Mapping[str, nn.Module],  # of the adversary, by name
-        quantise_from: int,  # the step at which the codebook enters, filled with latents of that batch
+        quantise_from: int,  # the step at which the codebook enters
+        fill_codebook: bool,  # with latents of that batch; else with the codes that it has
         usage: Usage,
         revival: Revival,
         clip_value: float | None,  # gradients, by value
@@ -52,6 +53,7 @@ class MoVQStage(LightningModule):
         self.network, self.discriminator, self.pixel_loss = network, discriminator, pixel_loss
         self.adversary_weight, self.penalties = adversary_weight, nn.ModuleDict(penalties)
         self.adversary_from, self.adversary_ramp, self.quantise_from = adversary_from, adversary_ramp, quantise_from
+        self.fill_codebook = fill_codebook
         self.usage, self.revival, self.clip_value = usage, revival, clip_value
         self.optimizer, self.lr_schedules, self.engine = optimizer, (lr_schedule, adversary_lr_schedule), engine
         freeze_all_but(trained, network)
@@ -83,7 +85,7 @@ class MoVQStage(LightningModule):
     def reconstruct(self, pixels: Float[Tensor, "b 3 h w"], step: int) -> Reconstruction:
         if step < self.quantise_from:
             return self.network.without_codebook(pixels)
-        if step == self.quantise_from > 0:
+        if self.fill_codebook and step == self.quantise_from > 0:
             with torch.no_grad():
                 latents = drawn(self.network.without_codebook(pixels).z, len(self.usage.counts))
             self.network.codebook.restart(torch.ones_like(self.usage.counts, dtype=torch.bool), latents)
@@ -128,22 +130,24 @@ class MoVQStage(LightningModule):
             self.usage.counts.zero_()
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Latents, and the pictures that they become, in [-1, 1]."""
+        """Latents, and the pictures that they become, in [-1, 1].
+
+        val/psnr is of latents as the decoder learns and draws them, val/psnr_quantised of their nearest codes.
+        """
         pixels = batch["pixels"]
         z = self.network.encode(pixels)
-        made = self.network.decode(z).clamp(-1, 1)
-        x, y = (((p.clamp(-1, 1) + 1) / 2).float() for p in (made, pixels))
-        figures = {
-            "psnr": peak_signal_noise_ratio(x, y, data_range=1.0, dim=(1, 2, 3)),  # of each picture
-            "ssim": structural_similarity_index_measure(x, y, data_range=1.0),
-            "l1": F.l1_loss(x, y),
-        }
+        made, quantised = self.network.decode(z).clamp(-1, 1), self.network.through_codebook(z)
+        y, *both = (((p.clamp(-1, 1) + 1) / 2).float() for p in (pixels, made, quantised))
+        figures: dict[str, Any] = {"l1": F.l1_loss(both[0], y)}
+        for suffix, x in zip(("", "_quantised"), both, strict=True):
+            figures[f"psnr{suffix}"] = peak_signal_noise_ratio(x, y, data_range=1.0, dim=(1, 2, 3))  # of each picture
+            figures[f"ssim{suffix}"] = structural_similarity_index_measure(x, y, data_range=1.0)
         for name, figure in figures.items():
-            self.log(f"val/{name}", figure, prog_bar=name == "psnr", batch_size=len(x), sync_dist=True)
+            self.log(f"val/{name}", figure, prog_bar=name == "psnr", batch_size=len(y), sync_dist=True)
         return {"z": z, "made": made}
 
     def configure_optimizers(self) -> Any:
         modules = (self.network, self.discriminator)
-        made = [trainable(self.optimizer([p for p in m.parameters() if p.requires_grad])) for m in modules]
+        made = [made_for(module.parameters(), self.optimizer) for module in modules]
         named = zip(("train/lr", "train/lr_adversary"), self.lr_schedules, made, strict=True)
         return made, [{"scheduler": schedule(optimizer), "name": name} for name, schedule, optimizer in named]

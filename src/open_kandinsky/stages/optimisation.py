@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -31,6 +32,20 @@ def warmup_constant(optimizer: Optimizer, *, warmup: int) -> LRScheduler:
     return LambdaLR(optimizer, lambda step: min((step + 1) / max(warmup, 1), 1))
 
 
+def made_for(parameters: Iterable[nn.Parameter], make: MakeOptimizer) -> Optimizer:
+    """An optimiser of those that are trained; weight decay is for matrices alone, as in open_clip.
+
+    Norms, biases, temperatures and other vectors have a group of their own without it, where there is any.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    optimizer = make(trained)
+    if any(group.get("weight_decay") for group in optimizer.param_groups) and any(p.ndim < 2 for p in trained):
+        (group,) = optimizer.param_groups
+        group["params"] = [p for p in trained if p.ndim >= 2]
+        optimizer.add_param_group({"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0})
+    return trainable(optimizer)
+
+
 def trainable(optimizer: Optimizer) -> Optimizer:
     """The same, whose gradients may be clipped in mixed precision, and which resumes from weights of another layout.
 
@@ -38,8 +53,19 @@ def trainable(optimizer: Optimizer) -> Optimizer:
     where there is one: in bf16 there is none.
     """
     optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.register_load_state_dict_pre_hook(refuse_other_groups)
     optimizer.register_load_state_dict_post_hook(lay_out)
     return optimizer
+
+
+def refuse_other_groups(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """ValueError for the state of an optimiser whose weight decay moved vectors too, as versions before 0.2 had it."""
+    before, now = len(state["param_groups"]), len(optimizer.param_groups)
+    if before != now:
+        raise ValueError(
+            f"the checkpoint's optimiser has {before} group(s) of parameters, and this one {now} (weight decay is for "
+            "matrices alone since version 0.2): begin anew from its weights, run_dir=NEW init=RUN"
+        )
 
 
 def lay_out(optimizer: Optimizer) -> None:
@@ -54,5 +80,5 @@ def stepwise(
     parameters: Iterable[nn.Parameter], optimizer: MakeOptimizer, lr_schedule: MakeSchedule
 ) -> OptimizerLRScheduler:
     """For `configure_optimizers`: the rate moves every step, not every epoch."""
-    made = trainable(optimizer([p for p in parameters if p.requires_grad]))
+    made = made_for(parameters, optimizer)
     return {"optimizer": made, "lr_scheduler": {"scheduler": lr_schedule(made), "interval": "step", "name": "train/lr"}}
