@@ -3,11 +3,23 @@
 import errno
 import os
 import socket
+import subprocess
+import sys
+import time
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from open_kandinsky import atomic
+
+WRITES_TENSORS = """
+import sys
+import torch
+from open_kandinsky import atomic
+
+atomic.write_tensors(sys.argv[1], {"x": torch.zeros(400_000_000)})
+"""
 
 
 def test_bytes_and_text(tmp_path):
@@ -46,10 +58,29 @@ def test_interrupted(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_have_two_names(tmp_path):
-    with atomic.replacing(tmp_path / "file") as part:
-        part.write_text("")
-        assert str(os.getpid()) in part.name
+def test_no_two_writers_have_one_name(tmp_path, monkeypatch):
+    """Nor two containers whose hosts have one name, and whose processes one number."""
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    with atomic.replacing(tmp_path / "file") as part, atomic.replacing(tmp_path / "file") as other:
+        assert part != other and ".1." in part.name
+        part.write_text("1")
+        other.write_text("2")
+    assert (tmp_path / "file").read_text() == "1" and list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_others_may_read_what_the_umask_says(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        atomic.write(tmp_path / "text", "x")
+        atomic.write_tensors(tmp_path / "w.safetensors", {"x": torch.zeros(3)})
+        with atomic.replacing(tmp_path / "w.ckpt") as part, open(part, "wb") as file:
+            torch.save({}, file)
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == dict.fromkeys(
+        ["text", "w.safetensors", "w.ckpt"], mode
+    )
 
 
 def test_a_folder_is_there_with_all_that_was_written_or_not_at_all(tmp_path):
@@ -84,14 +115,14 @@ class TestLeftovers:
         return process.pid
 
     def left(self, folder, host, pid, age=0.0):
-        part = folder / f".file.ckpt.{host}.{pid}.part"
+        part = folder / f".file.ckpt.{host}.{pid}.0123abcd.part"
         part.write_text("half")
         os.utime(part, (part.stat().st_mtime - age,) * 2)
         return part
 
     def test_those_of_dead_processes_of_this_machine_go(self, tmp_path, dead):
         (tmp_path / "below").mkdir()
-        gone = self.left(tmp_path / "below", socket.gethostname(), dead)
+        gone = self.left(tmp_path / "below", atomic.machine(), dead)
         assert atomic.remove_leftovers(tmp_path) == [gone] and not gone.exists()
 
     def test_folders_too(self, tmp_path, dead):
@@ -104,13 +135,39 @@ class TestLeftovers:
         assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
     def test_those_of_the_living_stay(self, tmp_path):
-        self.left(tmp_path, socket.gethostname(), os.getppid())
+        self.left(tmp_path, atomic.machine(), os.getppid())
         assert atomic.remove_leftovers(tmp_path) == []
 
     @pytest.mark.parametrize(("age", "goes"), [(60, False), (2 * 3600, True)])
     def test_those_of_another_machine_when_it_has_long_been_silent(self, tmp_path, dead, age, goes):
         part = self.left(tmp_path, "elsewhere", dead, age)
         assert atomic.remove_leftovers(tmp_path) == [part] * goes and part.exists() is not goes
+
+    @pytest.mark.parametrize(("age", "goes"), [(60, False), (2 * 3600, True)])
+    def test_those_of_a_version_before_are_judged_by_age(self, tmp_path, dead, age, goes):
+        """Their names do not tell containers of one host's name apart."""
+        part = tmp_path / f".file.{socket.gethostname()}.{dead}.part"
+        part.touch()
+        os.utime(part, (part.stat().st_mtime - age,) * 2)
+        assert atomic.remove_leftovers(tmp_path) == [part] * goes
+
+    def test_what_this_process_writes_at_this_moment_stays(self, tmp_path):
+        with atomic.replacing(tmp_path / "file") as part:
+            part.write_text("half")
+            assert atomic.remove_leftovers(tmp_path) == []
+        assert (tmp_path / "file").read_text() == "half"
+
+    def test_what_safetensors_leaves_where_it_is_killed_goes(self, tmp_path):
+        """In the middle of a large write, under a name of its own."""
+        process = subprocess.Popen([sys.executable, "-c", WRITES_TENSORS, str(tmp_path / "w.safetensors")])
+        deadline = time.time() + 60
+        while not any(path.is_file() for path in tmp_path.rglob("*")):
+            assert time.time() < deadline and process.poll() is None
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        assert list(tmp_path.iterdir()) and not (tmp_path / "w.safetensors").exists()
+        assert len(atomic.remove_leftovers(tmp_path)) == 1 and list(tmp_path.iterdir()) == []
 
     def test_nobody_elses_files(self, tmp_path, dead):
         (tmp_path / ".notes.part").touch()

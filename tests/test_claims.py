@@ -1,8 +1,8 @@
 """Units of work are done once, by whoever comes; what a dead process held is done by another."""
 
+import errno
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from open_kandinsky import atomic
 from open_kandinsky.claims import Claims, share
 
 
@@ -67,7 +68,7 @@ def test_what_is_done_is_seen_and_left_alone(tmp_path):
 def held(folder, name, **owner):
     path = folder / "claims" / f"{name}.claim"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()} | owner))
+    path.write_text(json.dumps({"machine": atomic.machine(), "pid": os.getpid()} | owner))
     return path
 
 
@@ -96,7 +97,7 @@ def test_a_living_processs_unit_is_waited_for(tmp_path):
 
 @pytest.mark.parametrize(("idle", "taken"), [(100, True), (1, False)])
 def test_another_machines_unit_is_taken_over_once_it_gives_no_sign_of_life(tmp_path, idle, taken):
-    path = held(tmp_path, "03", host="elsewhere")
+    path = held(tmp_path, "03", machine="elsewhere")
     before = time.time() - idle
     os.utime(path, (before, before))
     with Claims(tmp_path / "claims", stale=60.0).claim("03") as mine:
@@ -108,7 +109,7 @@ def test_long_work_is_not_taken_for_dead(tmp_path):
     with claims.claim("long") as mine:
         assert mine
         path = tmp_path / "claims" / "long.claim"
-        path.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+        path.write_text(json.dumps({"machine": "elsewhere", "pid": 1}))
         time.sleep(1.0)
         with claims.claim("long") as another:
             assert not another
@@ -120,3 +121,45 @@ def test_a_unit_that_fails_is_given_back(tmp_path):
         raise RuntimeError("broken")
     with claims.claim("a") as mine:
         assert mine
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", '{"pid": "1"}', "[]", '{"machine": 3}', "\x00"])
+@pytest.mark.parametrize(("idle", "taken"), [(100, True), (1, False)])
+def test_an_owner_that_cannot_be_read_is_judged_by_age(tmp_path, text, idle, taken):
+    """As a full disk leaves it, or a process that was killed before it had said who it is."""
+    path = held(tmp_path, "03")
+    path.write_text(text)
+    before = time.time() - idle
+    os.utime(path, (before, before))
+    with Claims(tmp_path / "claims", stale=60.0).claim("03") as mine:
+        assert mine == taken
+
+
+def test_a_claim_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as failure:
+        patch.setattr("json.dump", full)
+        with Claims(tmp_path / "claims").claim("a"):
+            pass
+    assert failure.value.filename.endswith("a.claim") and list((tmp_path / "claims").iterdir()) == []
+    with Claims(tmp_path / "claims").claim("a") as mine:
+        assert mine
+
+
+def test_who_was_overtaken_does_not_give_back_what_is_anothers(tmp_path):
+    """A machine that slept finds its claim taken over: the new owner's stays."""
+    claims = Claims(tmp_path / "claims")
+    path = tmp_path / "claims" / "a.claim"
+    with claims.claim("a") as mine:
+        assert mine
+        path.unlink()
+        with claims.claim("a") as other:
+            assert other
+            theirs = path.read_text()
+            with claims.claim("a") as third:
+                assert not third
+            path.write_text(theirs)
+        path.write_text(theirs)
+    assert path.read_text() == theirs

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from makers.programs import environment
 from PIL import Image
 
@@ -142,6 +143,60 @@ def test_a_request_goes_on_where_it_stopped(asked, monkeypatch):
     assert path_in(cfg, "00000.png").stat().st_mtime_ns == before
 
 
+def test_a_request_goes_on_with_the_same_batches_and_threads(asked, monkeypatch):
+    """Stopped within a batch, and gone on with by a process of another number of threads: the same bits."""
+    whole = numbered(generate(asked("count=3", "batch_size=4", out="whole")))
+    cfg, write = asked("count=3", "batch_size=4"), gallery.atomic.write
+
+    def stopped(path, data):
+        if Path(path).name == "00002.png":
+            raise KeyboardInterrupt
+        write(path, data)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(gallery.atomic, "write", stopped)
+        generate(cfg)
+    assert gallery.begun_with(path_in(cfg, "."))["threads"] == torch.get_num_threads() == 1
+    torch.set_num_threads(2)
+    try:
+        assert numbered(generate(cfg)) == whole
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+    with pytest.raises(ValueError, match=r"differs in batch_size \(4, now 5\): choose another folder, or repeat"):
+        generate(asked("count=3", "batch_size=5"))
+
+
+def test_a_folder_of_a_version_before_goes_on(asked):
+    """Its request had neither batch_size nor threads."""
+    cfg = asked("count=2")
+    made = numbered(generate(cfg))
+    begun, path = gallery.begun_with(path_in(cfg, ".")), path_in(cfg, "request.json")
+    path.write_text(json.dumps({k: v for k, v in begun.items() if k not in ("batch_size", "threads")}))
+    path_in(cfg, "00001.png").unlink()
+    assert numbered(generate(cfg)).keys() == made.keys()
+
+
+def test_what_is_killed_in_its_first_write_goes_on(asked, tmp_path):
+    """What it was writing is known by its name, and removed."""
+    (tmp_path / "out").mkdir()
+    process = subprocess.Popen(["true"])
+    process.wait()
+    part = tmp_path / "out" / f".request.json.{gallery.atomic.machine()}.{process.pid}.0123abcd.part"
+    part.write_text("{")
+    out = generate(asked())
+    assert not part.exists() and (out / "manifest.jsonl").is_file()
+
+
+def test_all_texts_of_a_picture_are_written_alike(asked):
+    out = generate(asked("negative_decoder_prompt='\"a\" cross'", "sampler=ddim", "prior_sampler=ddpm"))
+    with Image.open(out / "00000.png") as image:
+        text = dict(image.text)
+    assert (text["sampler"], text["prior_sampler"], text["dtype"]) == ("ddim", "ddpm", "float32")
+    assert text["negative_decoder_prompt"] == '"a" cross' == manifest(out)[0]["negative_decoder_prompt"]
+    assert manifest(out)[0]["steps"] == 2 and manifest(out)[0]["batch_size"] == 16
+
+
 def test_what_is_complete_is_not_drawn_again(asked, monkeypatch):
     cfg = asked()
     made = numbered(generate(cfg))
@@ -157,7 +212,7 @@ def test_another_requests_folder_is_refused(asked, weights, tmp_path, other, nam
         cfg.weights = {"rest": str(weights), "clip": str(shutil.copytree(weights / "clip", tmp_path / "clip"))}
         state = store.read(tmp_path / "clip" / store.WEIGHTS)
         store.write(tmp_path / "clip" / store.WEIGHTS, {name: value + 1 for name, value in state.items()})
-    with pytest.raises(ValueError, match=f"another request, which differs in {named}: choose another"):
+    with pytest.raises(ValueError, match=f"another request, which differs in {named}.*: choose another"):
         generate(cfg)
 
 

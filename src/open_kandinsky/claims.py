@@ -7,13 +7,15 @@ do the same unit, nothing is lost but time: a unit's result is the same whoever 
 
 import json
 import os
-import socket
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+from open_kandinsky import atomic
 
 STALE = 60.0  # seconds without a sign of life
 
@@ -62,44 +64,61 @@ class Claims:
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
-        """Whether it is ours, until the block ends."""
-        path = self.folder / f"{name}.claim"
+        """Whether it is ours, until the block ends. OSError where no claim can be written, as on a full disk."""
+        path, token = self.folder / f"{name}.claim", secrets.token_hex(8)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._made(path) and not (self._left(path) and self._taken_over(path)):
+        if not made(path, token) and not (self._left(path) and taken_over(path, token)):
             yield False
             return
         with beating(path, every=self.stale / 4):
             try:
                 yield True
             finally:
-                path.unlink(missing_ok=True)
-
-    def _made(self, path: Path) -> bool:
-        try:
-            with open(path, "x", encoding="utf-8") as file:
-                json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
-        except FileExistsError:
-            return False
-        return True
+                if owner(path).get("token") in (token, None):  # else another took it over while this machine slept
+                    path.unlink(missing_ok=True)
 
     def _left(self, path: Path) -> bool:
-        """Whether the claim's process is known to be dead."""
+        """Whether the claim's process is known to be dead. An owner that cannot be read is judged by age alone."""
         try:
-            old = age(path) > self.stale
-            owner = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):  # given back just now, or not written yet
+            if age(path) > self.stale:
+                return True
+        except FileNotFoundError:  # given back just now
             return False
-        return old or (owner["host"] == socket.gethostname() and not alive(owner["pid"]))
+        found = owner(path)
+        return found.get("machine") == atomic.machine() and not atomic.alive(found["pid"])
 
-    def _taken_over(self, path: Path) -> bool:
-        """One of those who find a claim left behind gets it: a file is renamed once."""
-        aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-        try:
-            path.rename(aside)
-        except FileNotFoundError:
-            return False
-        aside.unlink()
-        return self._made(path)
+
+def made(path: Path, token: str) -> bool:
+    """Whether the claim is new, and ours. Nothing is left of one that could not be written."""
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            json.dump({"machine": atomic.machine(), "pid": os.getpid(), "token": token}, file)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return True
+
+
+def taken_over(path: Path, token: str) -> bool:
+    """One of those who find a claim left behind gets it: a file is renamed once."""
+    aside = path.with_name(f".{path.name}.{token}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return False
+    aside.unlink()
+    return made(path, token)
+
+
+def owner(path: Path) -> dict[str, Any]:
+    """What a claim says of its process; empty where that is not known: it is gone, being written, or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("pid"), int) else {}
 
 
 @contextmanager
@@ -113,6 +132,8 @@ def beating(path: Path, *, every: float) -> Iterator[None]:
                 os.utime(path)
             except FileNotFoundError:  # taken over while this machine slept
                 return
+            except OSError:  # a store that does not answer for a moment
+                continue
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -125,24 +146,6 @@ def beating(path: Path, *, every: float) -> Iterator[None]:
 
 def age(path: Path) -> float:
     """Seconds since a file was touched, by the file system's clock, which is the same for all machines."""
-    probe = path.with_name(f".now.{socket.gethostname()}.{os.getpid()}")
-    probe.touch()
-    try:
+    with atomic.beside(path.with_name("now")) as probe:
+        probe.touch()
         return probe.stat().st_mtime - path.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of this machine still works: one that is dead, and whose end nobody has asked for, does not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:  # gone just now, or no Linux
-        return True
-    return state not in ("Z", "X")

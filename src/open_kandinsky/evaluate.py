@@ -21,7 +21,7 @@ from open_kandinsky.evaluation.asked import DRAWING, OPTIONS, Asked
 from open_kandinsky.evaluation.samples import exactly
 from open_kandinsky.evaluation.shapes import called
 from open_kandinsky.evaluation.subject import Subject
-from open_kandinsky.loading import fingerprints, load
+from open_kandinsky.loading import check_steps, fingerprints, load
 from open_kandinsky.pipeline import Pipeline
 from open_kandinsky.pipeline.options import Options, check, sides
 from open_kandinsky.weights.devices import take_device
@@ -69,7 +69,9 @@ def subject(wanted: Mapping[str, Any], prior: str, options: Mapping[str, Any], s
     source = with_prior(wanted["weights"], prior)
     drawn = {**options, "size": sides(options["size"])} if "size" in options else dict(options)
     opened = functools.cache(lambda: quiet(load(source, device=wanted["device"])))
-    return Subject(called(prior), fingerprints(source), opened, cast(Options, drawn), seed)
+    check_steps(source, options)
+    about = {"seed": seed, "device": wanted["device"]}
+    return Subject(called(prior), fingerprints(source), opened, cast(Options, drawn), **about)
 
 
 def quiet(pipe: Pipeline) -> Pipeline:

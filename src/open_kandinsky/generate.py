@@ -17,14 +17,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from open_kandinsky import configuration
 from open_kandinsky.choices import chosen
 from open_kandinsky.data.prompts import is_picture
-from open_kandinsky.evaluation.gallery import Gallery, Picture
-from open_kandinsky.loading import fingerprints, load
+from open_kandinsky.evaluation.gallery import Gallery, Picture, begun_with
+from open_kandinsky.loading import check_steps, fingerprints, load
 from open_kandinsky.modes import MODES, Asked, Mode
 from open_kandinsky.modes.request import strings
 from open_kandinsky.pipeline import Pipeline, compiling, options
@@ -41,19 +42,19 @@ def generate(cfg: DictConfig) -> Path:
     mode = mode_of(wanted)
     check(wanted)
     asked = asked_of(wanted, mode)
+    check_steps(wanted["weights"], wanted)
     weights = fingerprints(wanted["weights"])
     pictures = [Picture(i, one.prompt, one.seed) for i, one in enumerate(asked)]
     gallery = Gallery(Path(wanted["out"]), request(wanted, mode, asked, weights), pictures)
-    missing = gallery.missing()
-    if missing:
+    batches, done = gallery.batches(wanted["batch_size"]), len(pictures) - len(gallery.missing())
+    if batches:
         run = {key: wanted[key] for key in ("device", "offload", "compile")}
         pipe = load(wanted["weights"], dtype=store.DTYPES[wanted["dtype"]], **run)
         pipe.progress = False  # a bar of pictures is shown
-        with tqdm(total=len(pictures), initial=len(pictures) - len(missing), desc="pictures", unit="picture") as bar:
-            for start in range(0, len(missing), wanted["batch_size"]):
-                batch = missing[start : start + wanted["batch_size"]]
+        with tqdm(total=len(pictures), initial=done, desc="pictures", unit="picture") as bar:
+            for batch in batches:
                 draw(pipe, wanted, mode, batch, asked, gallery)
-                bar.update(len(batch))
+                bar.update(len(pictures) - len(gallery.missing()) - bar.n)
     gallery.finish()
     return gallery.folder
 
@@ -111,16 +112,26 @@ def check(wanted: Mapping[str, Any]) -> None:
 def request(
     wanted: Mapping[str, Any], mode: Mode, asked: Sequence[Asked], weights: Mapping[str, str]
 ) -> dict[str, Any]:
-    """All that decides the pictures: the batch's size, the device and whether it compiles are not in it."""
+    """All that decides the pictures, and on a CPU their last bits, but for torch's version and the machine's model."""
     files = [path for name in FILES for path in strings(wanted[name]) if is_picture(path)]
     return {
         "mode": wanted["mode"],
         "dtype": wanted["dtype"],
+        "batch_size": wanted["batch_size"],
+        "threads": threads(Path(wanted["out"]), wanted["device"]),
         **given(wanted, mode),
         "pictures": [[one.prompt, one.seed, *([one.made_from] if one.made_from else [])] for one in asked],
         "images_sha256": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files},
         "weights_sha256": weights,
     }
+
+
+def threads(out: Path, device: Any) -> int | None:
+    """How many threads a CPU draws with, from now on: as many as the folder was begun with. None where a GPU draws."""
+    if device != "cpu":
+        return None
+    torch.set_num_threads(begun_with(out).get("threads") or torch.get_num_threads())
+    return torch.get_num_threads()
 
 
 def parameters(wanted: Mapping[str, Any], mode: Mode, pipe: Pipeline) -> dict[str, Any]:

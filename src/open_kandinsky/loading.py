@@ -201,8 +201,9 @@ def with_sampling(part: Part, name: str) -> dict[str, Any]:
 
 def check_steps(source: Source, options: Mapping[str, Any]) -> None:
     """ValueError for numbers of steps that a part's schedule does not have, before its weights are read."""
+    parts = find(source)
     for name, prefix in (("prior", "prior_"), ("decoder", "")):
-        found = part(name, source)
+        found = parts[name]
         own = sampling(found, name).but(**{key: options.get(f"{prefix}{key}") for key in ("steps", "sampler")})
         named(own.sampler).spacing(build.schedule(found.config["stage"]["alpha_bar"], str(found.folder)), own.steps)
 

@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from open_kandinsky import configuration, loading
+from open_kandinsky import atomic, configuration, loading
 from open_kandinsky.caching.check import chosen, differing, problems
 from open_kandinsky.caching.encoders import Encoders
 from open_kandinsky.caching.inputs import Input, inputs
@@ -54,6 +54,7 @@ def precompute(cfg: DictConfig) -> Path:
     if cfg.check is not None:
         check(cfg, out, given, survey(out, given, recipe), maker)
         return out
+    atomic.remove_leftovers(out)
     begin(out, recipe)
     survey(out, given, recipe).refuse_stale()
     make(cfg, out, given, recipe, maker)

@@ -102,7 +102,7 @@ def claim(cfg: DictConfig) -> Path:
     path = out / "config.yaml"
     if path.is_file() and OmegaConf.load(path) != cfg:
         raise ValueError(f"out={out} holds a quickstart with other settings: choose another out, or remove it")
-    if not path.is_file() and out.exists() and any(out.iterdir()):
+    if not path.is_file() and not atomic.is_empty(out):
         raise ValueError(f"out={out} is not empty and holds no quickstart: choose another out")
     configuration.save(cfg, path)
     return out

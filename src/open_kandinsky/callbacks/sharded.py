@@ -1,7 +1,6 @@
 """The strategy of sharded training, and its checkpoints: folders that are whole, or what they were before."""
 
 import errno
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,11 @@ class Sharded(ModelParallelStrategy):
         path = Path(self.broadcast(str(filepath)))
         part = path.with_name(f".{path.name}.part")
         if self.is_global_zero:
-            remove(part)  # of a run that was stopped
+            atomic.remove(part)  # of a run that was stopped
         self.barrier()
         failure = self.broadcast(self.attempt(checkpoint, part, storage_options))
         if self.is_global_zero:
-            remove(part) if failure else settle(part, path)
+            atomic.remove(part) if failure else settle(part, path)
         self.barrier()
         if failure:
             raise OSError(*failure, str(path))
@@ -72,13 +71,8 @@ def numbered(error: BaseException) -> tuple[int, str]:
 def settle(part: Path, path: Path) -> None:
     """Let `part` take the place of `path`, which is removed last: whenever the machine stops, one of them is whole."""
     if path.exists():
-        remove(aside(path))
+        atomic.remove(aside(path))
         path.rename(aside(path))
     part.rename(path)
     atomic.synced(path.parent)
-    remove(aside(path))
-
-
-def remove(path: Path) -> None:
-    """A file, a folder, or nothing."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    atomic.remove(aside(path))

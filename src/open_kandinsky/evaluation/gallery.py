@@ -16,7 +16,11 @@ from open_kandinsky.evaluation.figures import samples_png
 
 REQUEST, MANIFEST, SHEET = "request.json", "manifest.jsonl", "sheet.png"
 SHOWN, COLUMNS, THUMBNAIL = 64, 8, 256  # on the sheet: pictures, pictures a row, pixels a side at most
-TEXTS = {"prompt", "negative_prompt", "mode", "sampler"}  # parameters that are texts; the others are written as JSON
+# Parameters that are texts, written as they are; the others are written as JSON.
+TEXTS = {"prompt", "negative_prompt", "negative_decoder_prompt", "mode", "sampler", "prior_sampler", "dtype"}
+TEXTS |= {"image", "mask"}
+TEXTS_BEFORE = {"prompt", "negative_prompt", "mode", "sampler"}  # of versions before 0.2, without a batch_size
+DECIDE_BITS = ("batch_size", "threads")  # in requests since version 0.2
 
 
 @dataclass(frozen=True)
@@ -44,18 +48,28 @@ class Gallery:
         begun = folder / REQUEST
         if begun.is_file():
             refuse_another(folder, json.loads(begun.read_text(encoding="utf-8")), self.request)
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif not atomic.is_empty(folder):
             raise ValueError(f"out={folder} is not empty and holds no pictures of ours: choose another folder")
 
     def missing(self) -> list[Picture]:
         return [picture for picture in self.pictures if not (self.folder / picture.name).is_file()]
 
+    def batches(self, size: int) -> list[list[Picture]]:
+        """Of so many pictures by their numbers, those in which one is missing: what a picture is drawn together with,
+        which decides its last bits, is the same wherever an earlier process was stopped.
+        """
+        missing, every = set(self.missing()), range(0, len(self.pictures), size)
+        batches = [list(self.pictures[start : start + size]) for start in every]
+        return [batch for batch in batches if missing.intersection(batch)]
+
     def add(self, pictures: Sequence[Picture], images: Sequence[Image.Image], parameters: Mapping[str, Any]) -> None:
-        """Each picture whole or not at all, with what it was made by in its text."""
+        """Each picture whole or not at all, with what it was made by in its text; one that is there stays."""
         if not (self.folder / REQUEST).is_file():
             atomic.write(self.folder / REQUEST, json.dumps(self.request, indent=1, ensure_ascii=False))
         shared = {name: value for name, value in self.request.items() if name not in ("pictures", "images_sha256")}
         for picture, image in zip(pictures, images, strict=True):
+            if (self.folder / picture.name).is_file():
+                continue
             mine = {"prompt": picture.prompt, "seed": picture.seed, **shared, **parameters}
             atomic.write(self.folder / picture.name, png(image, mine))
 
@@ -95,12 +109,25 @@ def read_picture(folder: Path, line: Mapping[str, Any]) -> bytes:
 
 
 def refuse_another(folder: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
-    differing = [name for name in begun | wanted if begun.get(name) != wanted.get(name)]
+    names = [name for name in begun | wanted if begun.get(name) != wanted.get(name)]
+    differing = [told(name, begun, wanted) for name in names if name in begun or name not in DECIDE_BITS]
     if differing:
         raise ValueError(
             f"out={folder} was begun by another request, which differs in {', '.join(differing)}: choose another "
             f"folder, or repeat that request to go on with it ({folder / REQUEST} says what it was)"
         )
+
+
+def told(name: str, begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """A parameter's name, and both of its values where they are short."""
+    before, now = (json.dumps(request.get(name)) for request in (begun, wanted))
+    return f"{name} ({before}, now {now})" if len(before + now) < 80 else name
+
+
+def begun_with(folder: Path) -> dict[str, Any]:
+    """The request that a folder was begun by; empty where it was not."""
+    path = folder / REQUEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def png(image: Image.Image, parameters: Mapping[str, Any]) -> bytes:
@@ -116,7 +143,8 @@ def read_parameters(data: bytes) -> dict[str, Any]:
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         image.load()
         text = {str(name): str(value) for name, value in image.info.items()}
-    return {name: value if name in TEXTS else json.loads(value) for name, value in text.items()}
+    texts = TEXTS if "batch_size" in text else TEXTS_BEFORE
+    return {name: value if name in texts else json.loads(value) for name, value in text.items()}
 
 
 def thumbnail(path: Path) -> Image.Image:

@@ -1,6 +1,7 @@
 """The pictures that a system draws for a list of prompts: block by block, by any number of processes, once."""
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,9 @@ from open_kandinsky.evaluation.subject import Subject
 from open_kandinsky.evaluation.versions import machine, versions
 from open_kandinsky.pipeline.options import Options
 
-REQUEST = "request.json"
+logger = logging.getLogger(__name__)
+
+REQUEST, THREADS = "request.json", "threads"
 
 
 def independent(seed: int, rows: range) -> list[int]:
@@ -79,10 +82,8 @@ class Samples:
 
     def begin(self) -> None:
         """Write the request down, or hold it against the one that is there."""
-        path, wanted = self.folder / REQUEST, json.loads(json.dumps(self.request))
-        if not path.is_file():
-            atomic.write(path, json.dumps(wanted, indent=1))
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        wanted = json.loads(json.dumps(self.request))
+        begun = json.loads(atomic.write_once(self.folder / REQUEST, json.dumps(wanted, indent=1)))
         if differing := [name for name in wanted if begun.get(name) != wanted[name]]:
             told = "; ".join(f"{name} was {begun.get(name)}, now {wanted[name]}" for name in differing)
             raise ValueError(f"{self.folder} holds pictures of another request: {told}. Choose another out")
@@ -90,6 +91,7 @@ class Samples:
     def draw(self, n: int, claims: Claims) -> None:
         """The first `n` pictures, or somewhat more: whole blocks."""
         self.begin()
+        same_threads(self.folder, self.subject.device)
         wanted = self.of(n)
         with tqdm(total=len(wanted), desc="pictures", unit="block") as bar:
             share([Drawn(self, block) for block in wanted], claims, seen=bar.update)
@@ -144,6 +146,15 @@ class Samples:
         """Of the first n pictures' pixels, in their order."""
         each = [sha for about in self.markers(n) for sha in about["pixels_sha256"]]
         return lines_sha256(each[:n])
+
+
+def same_threads(folder: Path, device: str) -> None:
+    """On a CPU, compute with as many threads as the process that began the folder: they decide the last bits."""
+    if device == "cpu":
+        found = atomic.write_once(folder / THREADS, f"{torch.get_num_threads()}\n")
+        if found.strip().isdecimal() and int(found) != torch.get_num_threads():
+            logger.info("%s was begun with %s thread(s) a process, and goes on with as many", folder, found.strip())
+            torch.set_num_threads(int(found))
 
 
 def exactly() -> None:

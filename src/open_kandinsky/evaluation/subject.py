@@ -16,3 +16,4 @@ class Subject:
     open: Callable[[], Pipeline]
     options: Options
     seed: int  # picture i is drawn from seed + i
+    device: str = "cpu"

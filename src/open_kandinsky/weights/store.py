@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from open_kandinsky import atomic
@@ -20,9 +19,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 def write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Whole or not at all. OSError names the file."""
-    with atomic.replacing(path) as part:
-        tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        save_file(tensors, part, dict(metadata) if metadata else None)
+    atomic.write_tensors(path, {name: value.detach().cpu().contiguous() for name, value in state.items()}, metadata)
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -105,6 +105,20 @@ def pixels(image):
     )
 
 
+def test_pictures_do_not_depend_on_which_process_has_how_many_threads(asked, tmp_path):
+    """A folder is gone on with by as many threads as it was begun with: the same bits as from one process."""
+    first, _ = run(asked, tmp_path / "out", "limit=5")
+    torch.set_num_threads(2)
+    try:
+        shared, _ = run(asked, tmp_path / "out")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+    alone, _ = run(asked, tmp_path / "alone")
+    assert shared["images_sha256"] == alone["images_sha256"] != first["images_sha256"]
+    assert shared["metrics"] == alone["metrics"]
+
+
 def test_what_was_measured_is_said(done):
     out, found, told = done
     assert found["n"] == N and found["n_real"] == 16 and found["seeds"] == [0, N - 1]
@@ -271,6 +285,7 @@ def test_runs_are_compared_on_one_page(asked, tmp_path):
             f"scale={scale}",
             f"table='{tmp_path}'",
         )
+    assert len(list(tmp_path.rglob("features/real-*"))) == 1, "real pictures were looked at once for each run"
     numbers = tmp_path / "scale-3" / "metrics.json"
     found = json.loads(numbers.read_text())
     numbers.write_text(json.dumps(found | {"metrics": {"fid": 8.7654, "clip_score_vit_l_14": 0.2468}}))
@@ -279,6 +294,7 @@ def test_runs_are_compared_on_one_page(asked, tmp_path):
     row = re.search(f"Kandinsky, diffusion prior{quantised}<.*?</tr>", page)
     assert row and "8.765" in row[0] and "0.2468" in row[0] and "scale-3" in row[0]
     assert all(text in page for text in ("scale-1", "scale-3", "<svg", "Kandinsky, linear prior", "8.03"))
+    assert "In all of them: protocol coco30k_default, pictures 12, prior diffusion, prior_scale 1.0, steps 3" in page
 
 
 def make(*arguments):

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from open_kandinsky import atomic
@@ -60,8 +60,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str =
 
 def write_null(folder: str | Path, null: Mapping[str, Tensor]) -> None:
     """The conditions of nothing, a batch of one."""
-    with atomic.replacing(Path(folder) / NULL) as part:
-        save_file({name: value.cpu().contiguous() for name, value in null.items()}, part)
+    atomic.write_tensors(Path(folder) / NULL, {name: value.cpu().contiguous() for name, value in null.items()})
 
 
 def finish(folder: str | Path, facts: Mapping[str, Any], shards: Sequence[Path]) -> None:
@@ -137,8 +136,7 @@ def write_statistics(folder: str | Path, moments: Mapping[str, Moments]) -> None
     """Mean and standard deviation of fields, as float32."""
     statistics = {f"{name}.mean": m.mean.float() for name, m in sorted(moments.items())}
     statistics |= {f"{name}.std": m.std.float() for name, m in sorted(moments.items())}
-    with atomic.replacing(Path(folder) / STATISTICS) as part:
-        save_file(statistics, part)
+    atomic.write_tensors(Path(folder) / STATISTICS, statistics)
 
 
 def read_statistics(folder: str | Path, field: str) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:

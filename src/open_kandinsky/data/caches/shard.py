@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from open_kandinsky import atomic
@@ -24,10 +23,13 @@ STANDARDISED = ("image_emb", "z")  # what a diffusion model may want at mean 0 a
 def write_shard(path: str | Path, rows: Rows, about: Mapping[str, Any]) -> None:
     """The rows made of one input shard: all of them or no file. The same rows and `about` are the same bytes.
 
-    Raises ValueError where `path` exists, or lengths disagree.
+    Where another process has written the same shard meanwhile, it stays. Raises ValueError where `path` is made of
+    something else, or lengths disagree.
     """
     rows.check(str(path))
     if Path(path).exists():
+        if all(name in about and read_about(path).get(name) == about[name] for name in ("recipe", "input")):
+            return
         raise ValueError(f"{str(path)!r} exists and is not overwritten: delete it to compute it again")
     moments = {name: of_channels(rows.columns[name]) for name in STANDARDISED if name in rows.columns}
     tensors = {name: column.detach().cpu().contiguous().clone() for name, column in rows.columns.items()}
@@ -35,8 +37,7 @@ def write_shard(path: str | Path, rows: Rows, about: Mapping[str, Any]) -> None:
     tensors |= {LABELS: torch.frombuffer(bytearray(labels), dtype=torch.uint8)} | as_tensors(moments)
     found = {"images": len(rows.key), "captions": len(rows.caption), "fields": field_shapes(rows)}
     metadata = {ABOUT: json.dumps({"format": FORMAT, **about, **found}, sort_keys=True)}
-    with atomic.replacing(path) as part:
-        save_file(tensors, part, metadata=metadata)
+    atomic.write_tensors(path, tensors, metadata)
 
 
 def read_shard(path: str | Path) -> Rows:

@@ -72,6 +72,7 @@ class Protocol:
             scores=self.scores(asked, coco),
             limit=asked.limit,
             block=asked.block,
+            shared=asked.table or asked.out,
         )
         run.check()
         run.draw()

@@ -22,6 +22,7 @@ from open_kandinsky.evaluation.coco.captions import Caption
 from open_kandinsky.evaluation.coco.pictures import Real
 from open_kandinsky.evaluation.coco.preparation import Preparation
 from open_kandinsky.evaluation.report import METRICS, write_json
+from open_kandinsky.evaluation.samples import same_threads
 from open_kandinsky.evaluation.scoring.extractors import InceptionFeatures, LPIPSDistance, Prepared, Shelf
 from open_kandinsky.evaluation.scoring.features import Features
 from open_kandinsky.evaluation.subject import Subject
@@ -76,6 +77,7 @@ class ReconstructionProtocol:
     def run(self, asked: Asked) -> str:
         """Write metrics.json; returns the headline."""
         floors = Floors(self, asked, asked.opened_coco())
+        same_threads(asked.out, asked.subject.device)
         share([floors], Claims(asked.out / "claims" / "floors"), seen=lambda: None)
         found = json.loads((asked.out / METRICS).read_text(encoding="utf-8"))
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in found["metrics"].items())

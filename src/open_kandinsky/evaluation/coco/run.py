@@ -56,6 +56,7 @@ class Run:
     scores: Mapping[str, Score]
     limit: int | None
     block: int
+    shared: Path  # a folder of several runs, which have the real pictures' features in common; or `out`
 
     def check(self) -> None:
         """Before anything is drawn: ValueError for scores there are not, and for weights that are not at hand."""
@@ -122,7 +123,7 @@ class Run:
         """Of the drawn pictures, and of the real ones."""
         real = self.real(protocol)
         drawn = Features(self.out, Generated(self.samples), pair.generated, self.n)
-        return [drawn, Features(self.out, real, pair.real, len(real.ids))]
+        return [drawn, Features(self.shared, real, pair.real, len(real.ids))]
 
     def claims(self, name: str) -> Claims:
         return Claims(self.out / "claims" / name)

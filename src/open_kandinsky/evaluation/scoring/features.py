@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -135,10 +134,8 @@ class Extracted:
     def do(self) -> None:
         pictures = self.features.pictures
         found = self.features.extractor(pictures.pictures(self.block), pictures.captions(self.block))
-        with atomic.replacing(self.path) as part:
-            state = {name: x.contiguous() for name, x in found.items()}
-            about = {"source": pictures.source(self.block), "converted": json.dumps(pictures.converted(self.block))}
-            save_file(state, part, about)
+        about = {"source": pictures.source(self.block), "converted": json.dumps(pictures.converted(self.block))}
+        atomic.write_tensors(self.path, {name: x.contiguous() for name, x in found.items()}, about)
 
     def read(self) -> dict[str, Tensor]:
         with safe_open(self.path, "pt") as file:

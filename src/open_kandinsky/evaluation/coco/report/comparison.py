@@ -16,7 +16,7 @@ from open_kandinsky.evaluation.page import Section, figure, page, paragraph, tab
 from open_kandinsky.evaluation.report import METRICS, number, write_html
 
 PAGE = "comparison.html"
-COLUMNS = ("prior", "prior_scale", "scale", "steps", "sampler")
+COLUMNS = ("protocol", "pictures", "prior", "prior_scale", "scale", "steps", "sampler")
 PAPER = "The paper's numbers, under a protocol that it does not tell in full. Its guidance scale was chosen on a curve."
 
 
@@ -64,15 +64,22 @@ def kind_of(run: Mapping[str, Any]) -> str:
 
 
 def runs_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row for each run. What is the same in all of them is said once above it, so that the numbers have room."""
+    chosen = {name: told(run) for name, run in runs.items()}
+    varying = [column for column in COLUMNS if len({row[column] for row in chosen.values()}) > 1]
+    same = [f"{column} {next(iter(chosen.values()))[column]}" for column in COLUMNS if column not in varying]
     names = list(dict.fromkeys(name for run in runs.values() for name in shown(run["metrics"])))
-    header = ["Run", "Protocol", "Pictures", *(title for title in COLUMNS), *names]
-    return table(header, [row(name, run, names) for name, run in runs.items()])
+    rows = [
+        [name, *(chosen[name][column] for column in varying), *(number(run["metrics"].get(one)) for one in names)]
+        for name, run in runs.items()
+    ]
+    return paragraph(f"In all of them: {', '.join(same)}.") * bool(same) + table(["Run", *varying, *names], rows)
 
 
-def row(name: str, run: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    chosen = {"prior": run["prior"], **run["drawn_with"]}
-    told = [str(chosen.get(column, "–")) for column in COLUMNS]
-    return [name, run["protocol"], number(run["n"]), *told, *(number(run["metrics"].get(one)) for one in names)]
+def told(run: Mapping[str, Any]) -> dict[str, str]:
+    """What a run was asked for, by COLUMNS."""
+    found = {"protocol": run["protocol"], "pictures": number(run["n"]), "prior": run["prior"], **run["drawn_with"]}
+    return {column: str(found.get(column, "–")) for column in COLUMNS}
 
 
 def curves(runs: Mapping[str, Mapping[str, Any]]) -> str | None:
