@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from contextlib import contextmanager
+from functools import partial
 from urllib.parse import urlencode
 
 import pytest
@@ -97,6 +98,24 @@ def answered(browser, judge, choose, n=1):
 
 def side_of_a(_, systems):
     return "left" if systems["left"] == "a" else "right"
+
+
+def test_fifty_who_come_at_once_are_all_answered(tmp_path, pairs):
+    """Before any is: all connect, and send, and only then does the server begin to look."""
+    votes = Votes(tmp_path / "votes.sqlite", pairs)
+    with serving(Comparison(pairs, votes, seed=0), 0) as server:
+        judges = [socket.create_connection(("127.0.0.1", server.server_port), timeout=30) for _ in range(50)]
+        for at, judge in enumerate(judges):
+            judge.sendall(f"GET /pair?judge=judge{at} HTTP/1.0\r\nHost: 127.0.0.1:{server.server_port}\r\n\r\n".encode())
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            answers = [b"".join(iter(partial(judge.recv, 65536), b"")) for judge in judges]
+        finally:
+            server.shutdown()
+            thread.join()
+            votes.close()
+    assert [answer.split()[1] for answer in answers] == [b"200"] * 50
 
 
 class TestBlind:

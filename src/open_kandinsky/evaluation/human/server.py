@@ -34,6 +34,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+WAITING = 256  # connections that wait to be answered; more are refused by the system
 FIELDS = ("judge", "pair", "question", "answer")
 
 
@@ -41,7 +42,9 @@ def serving(comparison: Comparison, port: int) -> ThreadingHTTPServer:
     """A server that is bound to `port` (0: any that is free) and waits for serve_forever; ValueError where it cannot
     be bound."""
     try:
-        return ThreadingHTTPServer((LOOPBACK, port), partial(Handler, comparison))
+        server = ThreadingHTTPServer((LOOPBACK, port), partial(Handler, comparison))
+        server.socket.listen(WAITING)  # socketserver's own 5 are fewer than a page's pictures
+        return server
     except (OSError, OverflowError) as error:
         raise ValueError(f"port={port}: {error}; choose another, or 0 for any that is free") from error
 
