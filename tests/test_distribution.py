@@ -78,13 +78,27 @@ def test_a_checkpoint_goes_from_any_number_of_processes_to_any(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_file_is_gone_on_from_sharded(tmp_path):
+@pytest.mark.parametrize(("case", "first"), [("prior", "ddp"), ("movq_adversary", "ddp"), ("movq_adversary", "fsdp")])
+def test_what_was_written_either_way_is_gone_on_from_sharded(tmp_path, case, first):
+    """Before the adversary's first step, too: what is written has made none for it."""
     half = tmp_path / "half.ckpt"
-    ranks(2, run, "prior", "ddp", 2, 4, (), None, str(half))
-    assert half.is_file()
-    found = ranks(2, run, "prior", "fsdp", 2, 8, (), str(half), str(half))
-    assert_same(found[0], alone("prior", 8), steps=4)
+    ranks(2, run, case, first, 2, 4, (), None, str(half))
+    assert half.is_file() == (first == "ddp")
+    found = ranks(2, run, case, "fsdp", 2, 8, (), str(half), str(half))
+    assert_same(found[0], alone(case, 8), steps=4)
     assert checkpoint_folder.is_folder(half) and [path.name for path in tmp_path.iterdir()] == ["half.ckpt"]
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_in_the_shard_of_one_is_told_by_all(tmp_path):
+    half = tmp_path / "half.ckpt"
+    ranks(2, run, "prior", "fsdp", 2, 2, (), None, str(half))
+    shard = half / "__1_0.distcp"
+    written = bytearray(shard.read_bytes())
+    written[len(written) // 2] ^= 1
+    shard.write_bytes(written)
+    with pytest.raises(AssertionError, match="half.ckpt: damaged, __1_0.distcp is not what was written; there is no"):
+        ranks(2, run, "prior", "fsdp", 2, 4, (), str(half))
 
 
 @pytest.mark.slow

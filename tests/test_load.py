@@ -229,7 +229,7 @@ def spoilt(path, how):
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ("cut short", "cut short; fetch it again"),
+        ("cut short", "cut short, or no checkpoint; fetch it again"),
         ("code", "refused, since opening it would run code"),
         ("a pointer", "no whole checkpoint"),
         ("no names", "no state dict, which is names and their tensors; found: list"),

@@ -177,9 +177,28 @@ def test_a_checkpoint_that_is_none_is_refused_and_the_curve_stays(run):
     folder = run("prior", 2, "a")
     before = curve(folder)
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"half of one")
-    with pytest.raises(ValueError, match="last.ckpt: not a whole checkpoint") as refusal:
+    with pytest.raises(ValueError, match="last.ckpt: cut short, or no checkpoint; there is no other one") as refusal:
         run("prior", 4, "a", f"resume='{folder}/checkpoints/last.ckpt'", *steady("prior", 2))
     assert message(refusal.value) and curve(folder) == before
+
+
+def test_a_hole_in_the_last_checkpoint_costs_the_steps_since_the_one_before(run):
+    """`resume=auto` takes the one before, which any other resume names."""
+    each = ["callbacks.checkpoint.every_n_train_steps=2", *steady("prior", 4)]
+    whole, broken = run("prior", 4, "whole", *each), run("prior", 4, "broken", *each)
+    last = broken / "checkpoints" / "last.ckpt"
+    (before,) = [path for path in last.parent.glob("step*.ckpt") if state(broken, f"checkpoints/{path.name}")["global_step"] == 2]
+    for path in {last, *last.parent.glob("*4.ckpt")}:
+        with open(path, "r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            file.write(bytes(4096))
+    with pytest.raises(ValueError, match=f"last.ckpt: damaged, at .*; the newest other one that is whole: .*{before}"):
+        run("prior", 4, "broken", f"resume='{last}'", *each)
+    with pytest.warns(UserWarning, match="last.ckpt is passed over: damaged, at "):
+        run("prior", 4, "broken", "resume=auto", *each)
+    assert torch.equal(
+        load_file(broken / "weights.safetensors")["out.weight"], load_file(whole / "weights.safetensors")["out.weight"]
+    )
 
 
 def test_a_run_shows_our_lines_alone(run, capfd, recwarn):

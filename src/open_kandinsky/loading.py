@@ -143,8 +143,10 @@ def network(part: Part, dtype: torch.dtype = torch.float32) -> Any:
     state, dropped = part.read(made.state_dict())
     if dropped:
         logger.info("%s: %s", part.folder, left_out(dropped))
-    parameters = {name for name, _ in made.named_parameters()}
+    parameters, like = {name for name, _ in made.named_parameters()}, made.state_dict()
     for name in list(state):  # in place, so that no more than one tensor is held twice
+        if name in like and state[name].is_floating_point() != like[name].is_floating_point():
+            raise ValueError(f"{where}: {name!r} is of {state[name].dtype}, and {like[name].dtype} is wanted")
         state[name] = numbers(state[name], dtype if name in parameters else torch.float32, name, part.folder)
     made.load_state_dict(state, assign=True)
     return made.requires_grad_(False).eval()

@@ -100,13 +100,13 @@ class TestNewest:
     def test_one_that_is_cut_is_passed_over_and_told(self, tmp_path):
         whole, cut = checkpoint(tmp_path / "a.ckpt", 60), checkpoint(tmp_path / "b.ckpt", 0)
         cut.write_bytes(cut.read_bytes()[:-100])
-        with pytest.warns(UserWarning, match="b.ckpt is no whole checkpoint and is passed over"):
+        with pytest.warns(UserWarning, match="b.ckpt is passed over: no whole checkpoint"):
             assert runs.newest(tmp_path) == whole
 
     def test_a_folder_is_one_once_all_of_it_is_there(self, tmp_path):
         file, folder = checkpoint(tmp_path / "a.ckpt", 60), tmp_path / "b.ckpt"
         torch.save({"global_step": 2}, checkpoint(folder / "meta.pt", 0))
-        with pytest.warns(UserWarning, match="b.ckpt is no whole checkpoint"):
+        with pytest.warns(UserWarning, match="b.ckpt is passed over: no whole checkpoint"):
             assert runs.newest(tmp_path) == file
         (folder / ".metadata").touch()
         assert runs.newest(tmp_path) == folder and runs.existing(folder) == folder

@@ -1,6 +1,5 @@
 """Checkpoints on disk, of training that is not sharded."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from open_kandinsky import atomic
 from open_kandinsky.callbacks.sharded import settle
-from open_kandinsky.weights.checkpoint_folder import joined, standing
+from open_kandinsky.weights import store
+from open_kandinsky.weights.checkpoint_folder import joined, older, standing
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -28,10 +28,10 @@ class WholeCheckpoints(TorchCheckpointIO):
             settle(to, path)
 
     def load_checkpoint(self, path: str | Path, *options: Any, **more: Any) -> dict[str, Any]:
-        """ValueError where the file is cut short, or is no checkpoint. A folder of sharded training is joined."""
+        """ValueError where the file is damaged, or is no checkpoint. A folder of sharded training is joined."""
         path = standing(Path(path))
         if path.is_dir():
             return joined(path)
-        if path.is_file() and not zipfile.is_zipfile(path):
-            raise ValueError(f"{path}: not a whole checkpoint; resume from another one")
+        if path.is_file() and (wrong := store.damage(path)):
+            raise ValueError(f"{path}: {wrong}; {older(path)}")
         return super().load_checkpoint(path, *options, **more)

@@ -1,14 +1,30 @@
 """The strategy of sharded training, and its checkpoints: folders that are whole, or what they were before."""
 
 import errno
+import json
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed import all_gather_object
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
 
 from open_kandinsky import atomic
-from open_kandinsky.weights.checkpoint_folder import META, aside, check, standing
+from open_kandinsky.stages.optimisation import refuse_other_groups
+from open_kandinsky.weights import checkpoint_folder, store
+from open_kandinsky.weights.checkpoint_folder import CHECKSUMS, META, aside, files, older, standing
 
 
 class Sharded(ModelParallelStrategy):
@@ -40,7 +56,12 @@ class Sharded(ModelParallelStrategy):
         """Write it; the error's number and text where the disk did not take it, in whichever process."""
         try:
             super().save_checkpoint(checkpoint, part, options)
+            self.barrier()
+            each: list[Any] = [None] * self.world_size
+            all_gather_object(each, checkpoint_folder.checksums(part, self.mine(files(part))))
             if self.is_global_zero:
+                found = {name: total for one in each for name, total in one.items()}
+                atomic.write(part / CHECKSUMS, json.dumps(found))
                 atomic.synced(part / META)
                 atomic.synced(part)
         except OSError as error:
@@ -56,10 +77,72 @@ class Sharded(ModelParallelStrategy):
         """ValueError for a folder that is no whole checkpoint; a file of unsharded training is read, too."""
         path = standing(Path(checkpoint_path))
         if path.is_dir():
-            check(path)
-        elif len(self.optimizers) > 1:  # Lightning tells whose state is whose by numbers that begin anew in each
-            raise ValueError(f"{path}: of unsharded training with several optimisers: go on with strategy=ddp")
-        return super().load_checkpoint(path, weights_only)
+            self.check(path)
+            return self.load_folder(path)
+        if path.is_file() and (wrong := store.damage(path)):
+            raise ValueError(f"{path}: {wrong}; {older(path)}")
+        return self.load_file(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+
+    def load_folder(self, path: Path) -> dict[str, Any]:
+        """What sharded training wrote, by any number of processes."""
+        module = self.module
+        load = partial(checkpoint_folder.load, path)
+        module.load_state_dict(load("state_dict", get_model_state_dict(module)), strict=module.strict_loading)
+        for at, optimizer in enumerate(self.optimizers):
+            name = f"optimizer_{at}"
+            if checkpoint_folder.has(path, f"{name}.state."):
+                state = load(name, get_optimizer_state_dict(module, optimizer))
+                set_optimizer_state_dict(module, optimizer, state, options=StateDictOptions(cpu_offload=True))
+            else:
+                optimizer.load_state_dict(checkpoint_folder.numbered(checkpoint_folder.read(path, name)))
+        return torch.load(path / META, map_location="cpu", weights_only=True)
+
+    def load_file(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Share out what unsharded training wrote. Lightning's own takes the weights' order for the optimiser's."""
+        module = self.module
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=module.strict_loading)
+        set_model_state_dict(module, checkpoint.pop("state_dict"), options=options)
+        for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states"), strict=True):
+            refuse_other_groups(optimizer, state)
+            if state["state"]:
+                named = checkpoint_folder.named(state, self.names(optimizer))
+                set_optimizer_state_dict(module, optimizer, named, options=options)
+            else:
+                optimizer.load_state_dict(state)
+        return checkpoint
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Its state, by names; none of one that has made no step: torch would make one, to have something to write."""
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        if optimizer.state:
+            return super().optimizer_state(optimizer)
+        groups = zip(optimizer.param_groups, self.names(optimizer), strict=True)
+        return {"state": {}, "param_groups": [group | {"params": names} for group, names in groups]}
+
+    def names(self, optimizer: Optimizer) -> list[list[str]]:
+        """Of the weights, in an optimiser's order."""
+        names = {id(weight): name for name, weight in self.module.named_parameters()}
+        return [[names[id(weight)] for weight in group["params"]] for group in optimizer.param_groups]
+
+    @property
+    def module(self) -> LightningModule:
+        assert self.lightning_module is not None
+        return self.lightning_module
+
+    def mine(self, every: Iterable[Path]) -> list[str]:
+        """The names of the files that this process looks at, of all those of a checkpoint."""
+        return [file.name for file in every][self.global_rank :: self.world_size]
+
+    def check(self, path: Path) -> None:
+        """By all processes, each some of the files; ValueError in all of them."""
+        if not checkpoint_folder.is_folder(path):
+            checkpoint_folder.check(path)
+        names = sorted(checkpoint_folder.written(path))[self.global_rank :: self.world_size]
+        each: list[Any] = [None] * self.world_size
+        all_gather_object(each, checkpoint_folder.damaged(path, names))
+        if wrong := [name for one in each for name in one]:
+            raise ValueError(f"{path}: damaged, {wrong[0]} is not what was written; {older(path)}")
+        checkpoint_folder.check_sizes(path)
 
 
 def numbered(error: BaseException) -> tuple[int, str]:

@@ -1,7 +1,6 @@
 """A run's folder: begun or gone on with, held by one run at a time, and what has changed since it began."""
 
 import fcntl
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from open_kandinsky import atomic
-from open_kandinsky.weights import checkpoint_folder
+from open_kandinsky.weights import checkpoint_folder, store
 
 AUTO = "auto"
 NOW = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"  # how conf/train.yaml names a folder
@@ -78,12 +77,19 @@ def newest(folder: Path) -> Path | None:
     stood = {checkpoint_folder.standing(path) for path in [*folder.glob("[!.]*.ckpt"), folder / LAST]}
     found = sorted((p for p in stood if p.exists()), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for checkpoint in found:
-        if head(checkpoint) is not None:
+        if (wrong := damage(checkpoint)) is None:
             return checkpoint
-        rank_zero_warn(f"{checkpoint} is no whole checkpoint and is passed over")
+        rank_zero_warn(f"{checkpoint} is passed over: {wrong}")
     if found:
-        raise ValueError(f"{folder}: none of {len(found)} checkpoint(s) opens; remove them to begin anew")
+        raise ValueError(f"{folder}: none of {len(found)} checkpoint(s) is whole; remove them to begin anew")
     return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint; None where it is whole. Folders are looked through when they are read."""
+    if head(checkpoint) is None:
+        return "no whole checkpoint"
+    return store.damage(checkpoint) if checkpoint.is_file() else None
 
 
 def head(checkpoint: Path) -> dict[str, Any] | None:
@@ -93,7 +99,7 @@ def head(checkpoint: Path) -> dict[str, Any] | None:
     try:
         file = checkpoint / checkpoint_folder.META if checkpoint.is_dir() else checkpoint
         return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+    except Exception:  # a damaged pickle may raise any
         return None
 
 

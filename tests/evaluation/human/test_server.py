@@ -106,7 +106,9 @@ def test_fifty_who_come_at_once_are_all_answered(tmp_path, pairs):
     with serving(Comparison(pairs, votes, seed=0), 0) as server:
         judges = [socket.create_connection(("127.0.0.1", server.server_port), timeout=30) for _ in range(50)]
         for at, judge in enumerate(judges):
-            judge.sendall(f"GET /pair?judge=judge{at} HTTP/1.0\r\nHost: 127.0.0.1:{server.server_port}\r\n\r\n".encode())
+            judge.sendall(
+                f"GET /pair?judge=judge{at} HTTP/1.0\r\nHost: 127.0.0.1:{server.server_port}\r\n\r\n".encode()
+            )
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
