@@ -30,7 +30,7 @@ def compared(
     claim: str,
     ours: Callable[[], Any],
     theirs: Callable[[], Any],
-    goal: float,
+    goal: float | None,
     effort: Effort,
     error: Callable[[Any, Any], float] | None = None,
 ) -> Entry:

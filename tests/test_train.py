@@ -187,7 +187,9 @@ def test_a_hole_in_the_last_checkpoint_costs_the_steps_since_the_one_before(run)
     each = ["callbacks.checkpoint.every_n_train_steps=2", *steady("prior", 4)]
     whole, broken = run("prior", 4, "whole", *each), run("prior", 4, "broken", *each)
     last = broken / "checkpoints" / "last.ckpt"
-    (before,) = [path for path in last.parent.glob("step*.ckpt") if state(broken, f"checkpoints/{path.name}")["global_step"] == 2]
+    (before,) = [
+        path for path in last.parent.glob("step*.ckpt") if state(broken, f"checkpoints/{path.name}")["global_step"] == 2
+    ]
     for path in {last, *last.parent.glob("*4.ckpt")}:
         with open(path, "r+b") as file:
             file.seek(path.stat().st_size // 2)
