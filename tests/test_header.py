@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from open_kandinsky.data.tars.header import FILE, NAME, Header
+from open_kandinsky.data.tars.archive import FILE, NAME, Archive, Header
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 NAMES = ["000000001.jpg", "a/b.txt", "é.json", "n" * 99, "n" * 100, "./x.png", "trailing/", "a b\n.jpg"]
@@ -96,8 +96,8 @@ def test_archives(form, mode):
             info.size = draws.choice([0, 1, 512, 1000]) if info.isreg() else 0
             archive.addfile(info, io.BytesIO(bytes(info.size)))
 
-    def members(**options):
-        with tarfile.open(fileobj=io.BytesIO(held.getvalue()), mode=mode, **options) as archive:
+    def members(kind):
+        with kind.open(fileobj=io.BytesIO(held.getvalue()), mode=mode) as archive:
             return [(m.name, m.size, m.type, m.offset, m.offset_data, m.pax_headers) for m in archive]
 
-    assert members(tarinfo=Header) == members() and len(members()) == 17
+    assert members(Archive) == members(tarfile.TarFile) and len(members(Archive)) == 17

@@ -81,7 +81,7 @@ def test_shards_that_break_off_are_named_each_time(tmp_path, caplog):
         with caplog.at_level(logging.WARNING):
             index = indexer(tmp_path, tar.count)(urls)
         assert index.counts == [4, 3, 0] and list(index.problems) == urls[1:]
-        assert "2 shard(s) break off" in caplog.text and urls[1] in caplog.text and urls[2] in caplog.text
+        assert "2 shard(s) are damaged" in caplog.text and urls[1] in caplog.text and urls[2] in caplog.text
 
 
 def test_a_missing_shard_is_named_and_the_others_kept(tmp_path):

@@ -7,7 +7,7 @@ import tarfile
 import pytest
 from makers.shards import sample, write_folder, write_tar
 
-from open_kandinsky.data.tars import opening, tar
+from open_kandinsky.data.tars import archive, opening, tar
 from open_kandinsky.data.tars.index import ShardIndex
 from open_kandinsky.data.tars.sidecars import NoSidecars
 from open_kandinsky.data.tars.tally import Skipped, restored
@@ -66,7 +66,7 @@ def test_bodies_that_are_not_wanted_are_not_read(tmp_path, monkeypatch):
             taken.append(super().readinto(buffer))
             return taken[-1]
 
-    for module in (opening, tar):
+    for module in (opening, archive):
         monkeypatch.setattr(module, "open_url", lambda url: io.BufferedReader(Watched(url), 8192))
     assert tar.count(url).count == 40
     headers = sum(taken)
@@ -118,7 +118,7 @@ def test_a_shard_that_cannot_be_reached(monkeypatch):
     def refuse(url):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(tar, "open_url", refuse)
+    monkeypatch.setattr(archive, "open_url", refuse)
     assert lost(read(shards_of("s3://b/0.tar", counts=[7]), 0, [2, 3])[1]) == {UNREACHABLE: 2}
 
 
@@ -126,7 +126,7 @@ def test_what_may_not_be_read_stops(monkeypatch):
     def refuse(url):
         raise PermissionError(13, "no credentials", url)
 
-    monkeypatch.setattr(tar, "open_url", refuse)
+    monkeypatch.setattr(archive, "open_url", refuse)
     with pytest.raises(PermissionError, match="no credentials: 's3://b/0.tar'"):
         read(shards_of("s3://b/0.tar", counts=[7]), 0, [2])
 

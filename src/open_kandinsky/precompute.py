@@ -50,7 +50,9 @@ def precompute(cfg: DictConfig) -> Path:
     out, given = Path(cfg.out), inputs(shard_urls(urls_of(cfg), allow_pipe=cfg.allow_pipe))
     parts = {name: loading.part(name, {name: cfg[name]}) for name in ENCODERS if cfg[name] is not None}
     recipe = recipe_of(cfg, parts)
-    maker = Maker(partial(encoders, cfg, parts), batch_size=cfg.batch_size, workers=cfg.workers)
+    maker = Maker(
+        partial(encoders, cfg, parts), batch_size=cfg.batch_size, workers=cfg.workers, largest=cfg.max_member_mb
+    )
     if cfg.check is not None:
         check(cfg, out, given, survey(out, given, recipe), maker)
         return out
@@ -102,7 +104,7 @@ def check_choices(cfg: DictConfig) -> None:
     for name, choices in CHOICES.items():
         if cfg[name] not in choices:
             raise ValueError(f"{name}={cfg[name]}: choose one of {', '.join(choices)}")
-    for name in ("batch_size", "workers", "check"):
+    for name in ("batch_size", "workers", "check", "max_member_mb"):
         if cfg[name] is not None and (not isinstance(cfg[name], int) or cfg[name] < 1):
             raise ValueError(f"{name}={cfg[name]}: a whole number, at least 1")
     if not cfg.caption_places:

@@ -75,6 +75,7 @@ def data(urls, **changes):
         in_memory=False,
         distinct_captions=False,
         max_bad_share=0.1,
+        max_member_mb=256,
         seed=0,
         allow_pipe=False,
     )

@@ -57,7 +57,7 @@ def encoded(one: Input, keys: Mapping[str, int], maker: Maker) -> Iterator[tuple
     """Those samples of a tar, each alone."""
     encoders, prepare = maker.loaded
     with one.at_hand() as (path, _):
-        wanted = (raw for _, raw in samples(path) if raw.key in keys)
+        wanted = (raw for _, raw in samples(path, largest=maker.largest) if raw.key in keys)
         for raw in wanted:
             yield raw.key, encoders.rows([prepare(raw)])
 

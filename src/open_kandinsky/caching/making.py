@@ -15,9 +15,10 @@ from open_kandinsky.caching.prepared import Prepare, Prepared
 from open_kandinsky.data.caches.folder import NULL, finish, finished, write_null
 from open_kandinsky.data.caches.rows import Rows, joined
 from open_kandinsky.data.caches.shard import read_about, write_shard
+from open_kandinsky.data.tars.index import stated
 from open_kandinsky.data.tars.sample import Raw, stem
 from open_kandinsky.data.tars.tally import Skipped, restored
-from open_kandinsky.data.tars.tar import CUT, FORMAT_ERRORS, samples
+from open_kandinsky.data.tars.tar import CUT, FORMAT_ERRORS, GONE, LARGEST, lost, samples
 
 
 class Refused(NamedTuple):
@@ -35,6 +36,7 @@ class Maker:
     load: Callable[[], tuple[Encoders, Prepare]]
     batch_size: int
     workers: int
+    largest: int = LARGEST  # MB of a member
 
     @cached_property
     def loaded(self) -> tuple[Encoders, Prepare]:
@@ -123,10 +125,17 @@ class ShardUnit:
 
     def raws(self, path: str, tally: Skipped) -> Iterator[Raw]:
         """A tar that ends too early loses what was cut; one that cannot be read for now is no such tar."""
+        given, about = 0, {"key": stem(self.one.url), "shard": self.one.url}
         try:
-            yield from (raw for _, raw in samples(path))
+            for _, raw in samples(path, largest=self.maker.largest):
+                given += 1
+                yield raw
         except FORMAT_ERRORS as error:
-            tally.add(CUT, key=stem(self.one.url), shard=self.one.url, detail=str(error))
+            missing = max(lost(error), (stated(self.one.url) or 0) - given)
+            tally.add(CUT, **about, detail=str(error), count=missing)
+        else:
+            if missing := max((stated(self.one.url) or 0) - given, 0):
+                tally.add(GONE, **about, detail=f"its _stats.json knows {given + missing}", count=missing)
 
 
 @dataclass(frozen=True)

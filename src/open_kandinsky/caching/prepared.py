@@ -9,7 +9,7 @@ from torch import Tensor
 
 from open_kandinsky.data.pairs.captions import captions_at
 from open_kandinsky.data.pairs.rows import refuse_empty
-from open_kandinsky.data.tars.sample import Raw, read_image, read_info
+from open_kandinsky.data.tars.sample import Raw, parts, read_image, read_info
 from open_kandinsky.data.transforms import MAX_PIXELS
 
 
@@ -44,5 +44,5 @@ def all_captions(raw: Raw, places: Sequence[str]) -> list[str]:
     info = read_info(raw)
     captions = list(dict.fromkeys(caption for place in places for caption in captions_at(place, raw, info)))
     if not captions:
-        raise ValueError("missing caption", f"nothing in {', '.join(places)}")
+        raise ValueError("missing caption", f"nothing in {', '.join(places)}; {parts(raw)}")
     return captions

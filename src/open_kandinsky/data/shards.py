@@ -56,6 +56,7 @@ class ShardData(LightningDataModule):
         in_memory: bool,
         distinct_captions: bool,
         max_bad_share: float,
+        max_member_mb: int,
         seed: int,
         allow_pipe: bool,
     ) -> None:
@@ -64,7 +65,7 @@ class ShardData(LightningDataModule):
         self.val_shards = [] if val_urls is None else shard_urls(val_urls, allow_pipe=allow_pipe)
         self.prepare = Pairs(fields=fields, filters=filters, captions=captions, buckets=buckets)
         self.index, self.sidecars, self.batch_size, self.workers = index, sidecars, batch_size, workers
-        self.seed, self.max_bad_share = seed, max_bad_share
+        self.seed, self.max_bad_share, self.max_member_mb = seed, max_bad_share, max_member_mb
         self.in_memory, self.distinct_captions = in_memory, distinct_captions
         self.streaming = Streaming(
             prepare=self.prepare,
@@ -111,7 +112,7 @@ class ShardData(LightningDataModule):
         return self.train_loader.counts.so_far() if isinstance(self.train_loader, StreamLoader) else {}
 
     def tars(self, urls: list[str]) -> TarShards:
-        return TarShards(self.index(urls), self.sidecars)
+        return TarShards(self.index(urls), self.sidecars, largest=self.max_member_mb)
 
     def state_dict(self) -> dict[str, Any]:
         """The place of all processes. Lightning's own copy is not loaded after a checkpoint at the end of an epoch."""
@@ -140,7 +141,7 @@ class ShardData(LightningDataModule):
 
     def stream_loader(self) -> StreamLoader:
         indexes = [self.index(source.urls) for source in self.sources]
-        shards = [TarShards(index, self.sidecars) for index in indexes]
+        shards = [TarShards(index, self.sidecars, largest=self.max_member_mb) for index in indexes]
         identities = [index.identity for index in indexes]
         sources = map(Source, shards, identities, weights_of(self.sources, indexes))
         return self.streaming.loader(list(sources), saved=self.resumed, trained=partial(batches_trained, self))

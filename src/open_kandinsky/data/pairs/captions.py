@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from open_kandinsky.data.tars.sample import Raw, read_text
+from open_kandinsky.data.tars.sample import Raw, parts, read_text
 
 
 class Captions:
@@ -25,7 +25,7 @@ class Captions:
         if not found:
             if raw.members.get("txt") == b"":
                 raise ValueError("zero-byte member", ".txt")
-            raise ValueError("missing caption", f"nothing in {', '.join(self.weights)}")
+            raise ValueError("missing caption", f"nothing in {', '.join(self.weights)}; {parts(raw)}")
         weights = [self.weights[place] for place in found]
         weights = weights if any(weights) else [1.0] * len(found)
         [place] = draws.choices(list(found), weights)

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from open_kandinsky.data.memory import Batch
 from open_kandinsky.data.pairs.buckets import Fields, Shape
-from open_kandinsky.data.tars.sample import Raw, image_bytes, read_image, read_info
+from open_kandinsky.data.tars.sample import Raw, image_bytes, read_image, read_info, refuse_large
 from open_kandinsky.data.transforms import MAX_PIXELS, image_size
 
 
@@ -63,6 +63,7 @@ class Pairs:
 
 def refuse_empty(raw: Raw) -> None:
     """An empty text is left to the captions: img2dataset writes one where it was given none."""
+    refuse_large(raw)
     empty = [kind for kind, data in raw.members.items() if not data and kind != "txt"]
     if empty:
         raise ValueError("zero-byte member", f".{empty[0]}")

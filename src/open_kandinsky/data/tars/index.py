@@ -21,7 +21,7 @@ from open_kandinsky.data.tars.tar import Counted, count
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of what counts as a sample
+VERSION = 2  # of what counts as a sample
 SAVED_EVERY = 1000  # shards: what was counted is not lost with a process that is stopped
 NAMED = 5
 
@@ -78,10 +78,10 @@ def by_folder(urls: list[str]) -> list[tuple[str, dict[str, Stamp]]]:
 
 
 def tell_problems(problems: dict[str, str]) -> None:
-    """By name: what lies after a break is no sample of the set."""
+    """By name: what comes after a break is no sample of the set."""
     if problems:
         first = "".join(f"\n  {url}: {problem}" for url, problem in list(problems.items())[:NAMED])
-        log.warning(f"{len(problems)} shard(s) break off, and have only the samples before the break:{first}")
+        log.warning(f"{len(problems)} shard(s) are damaged, and have only the samples that can be read:{first}")
 
 
 class FolderCounts:
@@ -148,8 +148,16 @@ def count_stats(url: str) -> Counted:
     Its `successes` are counted before a sample is written, so a tar may have fewer samples (which are tallied when they
     are missed); one that somebody added to later has more, and they are not seen.
     """
+    said = stated(url)
+    return count(url) if said is None else Counted(said, None)
+
+
+def stated(url: str) -> int | None:
+    """The samples of a shard as img2dataset counted them; None where it left no such file. OSError as `open_url`."""
+    if url.startswith("pipe:"):
+        return None
     try:
         with open_url(f"{url.removesuffix('.tar')}_stats.json") as file:
-            return Counted(int(json.load(file)["successes"]), None)
+            return int(json.loads(file.read(1 << 20))["successes"])
     except (FileNotFoundError, PermissionError, ValueError, KeyError, TypeError):  # S3 may forbid what is not there
-        return count(url)
+        return None

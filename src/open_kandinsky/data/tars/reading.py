@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from open_kandinsky.data.tars.sample import Raw, Sample, decode, stem
 from open_kandinsky.data.tars.tally import Skipped
-from open_kandinsky.data.tars.tar import CUT, TAR_ERRORS, samples
+from open_kandinsky.data.tars.tar import CUT, TAR_ERRORS, lost, samples
 from open_kandinsky.data.tars.urls import shard_urls
 from open_kandinsky.data.transforms import MAX_PIXELS
 
@@ -25,7 +25,7 @@ def raw_samples(shards: Iterable[str], tally: Skipped) -> Iterator[Raw]:
         try:
             yield from (raw for _, raw in samples(url))
         except TAR_ERRORS as error:
-            tally.add(CUT, key=stem(url), shard=url, detail=str(error))
+            tally.add(CUT, key=stem(url), shard=url, detail=str(error), count=lost(error))
 
 
 def decoded(raws: Iterable[Raw], tally: Skipped, max_pixels: int) -> Iterator[Sample]:

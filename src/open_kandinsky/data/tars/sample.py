@@ -15,12 +15,16 @@ TEXTS = ("txt", "json")
 
 
 class Raw(NamedTuple):
-    """A sample's members as they lie in the shard: extension -> bytes. `facts`: its row of the shard's side file."""
+    """A sample's members as they lie in the shard: extension -> bytes.
+
+    `facts`: its row of the shard's side file; `large`: a member that was too large to be read, empty where none was.
+    """
 
     key: str
     url: str
     members: dict[str, bytes]
     facts: Mapping[str, Any] = MappingProxyType({})
+    large: str = ""
 
 
 class Sample(NamedTuple):
@@ -44,11 +48,18 @@ def whole(raw: Raw) -> bool:
 
 def decode(raw: Raw, max_pixels: int) -> Sample:
     """Raises ValueError(reason, detail) where a member is missing or unreadable."""
+    refuse_large(raw)
     empty = [extension for extension, data in raw.members.items() if not data]
     if empty:
         raise ValueError("zero-byte member", f".{empty[0]}")
     info = read_info(raw)
     return Sample(raw.key, read_image(raw, max_pixels), read_caption(raw, info), info)
+
+
+def refuse_large(raw: Raw) -> None:
+    """Raises ValueError(reason, detail) for a sample with a member that was not read."""
+    if raw.large:
+        raise ValueError("member too large", raw.large)
 
 
 def read_info(raw: Raw) -> dict[str, Any]:
@@ -62,11 +73,16 @@ def read_info(raw: Raw) -> dict[str, Any]:
     return {**raw.facts, **info}
 
 
+def parts(raw: Raw) -> str:
+    """What a sample has, and why it may be no more."""
+    return f"it has {', '.join(raw.members)} (a sample's files must be neighbours in their tar)"
+
+
 def image_bytes(raw: Raw) -> bytes:
     """The first image member, encoded. Raises ValueError(reason, detail) where there is none."""
     data = next((raw.members[extension] for extension in IMAGES if extension in raw.members), None)
     if data is None:
-        raise ValueError("missing image", f"members: {', '.join(raw.members)}")
+        raise ValueError("missing image", parts(raw))
     return data
 
 
@@ -91,5 +107,5 @@ def read_caption(raw: Raw, info: dict[str, Any]) -> str:
     """The txt member, or the json's caption."""
     caption = read_text(raw) if "txt" in raw.members else info.get("caption")
     if not isinstance(caption, str) or not caption.strip():
-        raise ValueError("missing caption", f"found {caption!r}")
+        raise ValueError("missing caption", f"found {caption!r}; {parts(raw)}")
     return caption.strip()

@@ -7,14 +7,13 @@ import lzma
 import sys
 import tarfile
 import zlib
-from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
-from typing import IO, NamedTuple, Protocol, cast, runtime_checkable
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import chain, groupby
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from webdataset.tariterators import base_plus_ext
 
-from open_kandinsky.data.tars.header import Header
-from open_kandinsky.data.tars.opening import open_url
+from open_kandinsky.data.tars.archive import Archive, Broken, headers, opened
 from open_kandinsky.data.tars.sample import IMAGES, TEXTS, Raw, stem, whole
 from open_kandinsky.data.tars.sidecars import Facts
 from open_kandinsky.data.tars.tally import Skipped
@@ -22,10 +21,10 @@ from open_kandinsky.data.tars.tally import Skipped
 FORMAT_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 TAR_ERRORS = (*FORMAT_ERRORS, OSError)
 CUT = "truncated or unreadable tar"
-GONE = "gone since the index was made"
+GONE = "fewer samples than were counted"
 UNREACHABLE = "unreachable shard"
 EVERY = range(sys.maxsize)
-LARGEST = 1 << 50  # bytes a member
+LARGEST = 256  # MB of a member that is read
 
 
 class Entry(NamedTuple):
@@ -35,6 +34,19 @@ class Entry(NamedTuple):
     key: str
     kind: str
     member: tarfile.TarInfo
+
+
+class Cut(tarfile.ReadError):
+    """Where a tar breaks; `lost` is how many samples are after it, as far as can be seen."""
+
+    def __init__(self, told: str, lost: int) -> None:
+        super().__init__(f"{told}; {lost} sample(s) after it are lost" if lost else told)
+        self.lost = lost
+
+
+def lost(error: Exception) -> int:
+    """How many samples what could not be read counts for: one at least."""
+    return max(error.lost if isinstance(error, Cut) else 0, 1)
 
 
 class Counted(NamedTuple):
@@ -69,8 +81,8 @@ class TarShards:
     be read will not be read later either.
     """
 
-    def __init__(self, index: Index, sidecars: Sidecars) -> None:
-        self.index, self.sidecars = index, sidecars
+    def __init__(self, index: Index, sidecars: Sidecars, *, largest: int = LARGEST) -> None:
+        self.index, self.sidecars, self.largest = index, sidecars, largest
 
     @property
     def counts(self) -> Sequence[int]:
@@ -84,7 +96,7 @@ class TarShards:
         facts = self.sidecars.facts(url, tally)
         reason, detail = GONE, f"the index knows {self.counts[shard]} samples"
         try:
-            for position, raw in samples(url, frozenset(wanted), last=wanted[-1]):
+            for position, raw in samples(url, frozenset(wanted), last=wanted[-1], largest=self.largest):
                 given += 1
                 yield position, raw._replace(facts=facts.of(raw.key))
         except PermissionError:
@@ -101,98 +113,77 @@ class TarShards:
 
 def count(url: str) -> Counted:
     """Raises OSError where the tar cannot be opened or read; what is wrong inside it is the result's `problem`."""
-    found = 0
+    found, keys, problem = 0, set(), None
     try:
-        with opened(url) as archive:
-            for entry in entries(archive, url):
-                found = entry.position + 1
+        for entry, _ in entries(url):
+            found = entry.position + 1
+            keys.add(entry.key)
     except FORMAT_ERRORS as error:
-        return Counted(found, str(error))
-    return Counted(found, None)
+        problem = str(error)
+    if apart := found - len(keys):
+        problem = f"{apart} samples are in pieces: a sample's files must be neighbours (tar --sort=name makes them)"
+    return Counted(found, problem)
 
 
-def samples(url: str, wanted: Container[int] = EVERY, *, last: int = EVERY[-1]) -> Iterator[tuple[int, Raw]]:
+def samples(
+    url: str, wanted: Container[int] = EVERY, *, last: int = EVERY[-1], largest: int = LARGEST
+) -> Iterator[tuple[int, Raw]]:
     """The samples at the positions `wanted`, none after `last`. Raises one of TAR_ERRORS at a cut.
 
-    A cut loses only what was cut: a sample before it that has all that training needs is given first.
+    A cut loses only what was cut: a sample before it that has all that training needs is given first. Of a member of
+    more than `largest` MB a sample has its size alone.
     """
     at, raw = -1, None
     try:
-        for position, key, kind, data in contents(url, wanted, last):
+        for (position, key, kind, member), data in contents(url, wanted, last, largest << 20):
             if raw is not None and position != at:
                 yield at, raw
                 raw = None
             at, raw = position, raw or Raw(key, url, {})
-            raw.members.setdefault(kind, data)
-    except TAR_ERRORS:
+            if data is None:
+                raw = raw._replace(large=f".{kind} of {member.size:,} bytes, more than max_member_mb={largest}")
+            else:
+                raw.members.setdefault(kind, data)
+    except TAR_ERRORS as error:
         if raw is not None and whole(raw):
             yield at, raw
+        elif raw is not None and isinstance(error, Cut):
+            error.lost += 1
         raise
     if raw is not None:
         yield at, raw
 
 
-def contents(url: str, wanted: Container[int], last: int) -> Iterator[tuple[int, str, str, bytes]]:
-    """Position, key, kind and bytes of each member that is wanted; other bodies are passed over."""
-    with opened(url) as archive:
-        for position, key, kind, member in entries(archive, url):
-            if position > last:
-                return
-            if position in wanted and (body := archive.extractfile(member)) is not None:
-                yield position, key, kind, body.read()
+def contents(url: str, wanted: Container[int], last: int, largest: int) -> Iterator[tuple[Entry, bytes | None]]:
+    """Each member that is wanted, and its bytes, if they are no more than `largest`; other bodies are passed over."""
+    for entry, archive in entries(url):
+        if entry.position > last:
+            return
+        if entry.position not in wanted:
+            continue
+        if entry.member.size > largest:
+            yield entry, None
+        elif (body := archive.extractfile(entry.member)) is not None:
+            yield entry, body.read()
 
 
-@contextmanager
-def opened(url: str) -> Iterator[tarfile.TarFile]:
-    """The archive at its first member, compressed or not; one that cannot seek is read through."""
-    with open_url(url) as stream:
-        mode = "r:*" if stream.seekable() else "r|*"
-        file = cast(IO[bytes], stream)
-        with tarfile.open(fileobj=file, mode=mode, errors="backslashreplace", tarinfo=Header) as archive:
-            yield archive
-
-
-def entries(archive: tarfile.TarFile, url: str) -> Iterator[Entry]:
-    """The members that belong to samples; a key that comes back after another one begins a new sample."""
+def entries(url: str) -> Iterator[tuple[Entry, Archive]]:
+    """The members that belong to samples; a key that comes back after another one begins a new sample. Raises Cut."""
     position, before, shard = -1, None, stem(url)
-    for member in headers(archive):
+    try:
+        with opened(url) as archive:
+            for path, kind, member in of_samples(headers(archive)):
+                position, before = position + (path != before), path
+                yield Entry(position, f"{shard}/{path}", kind, member), archive
+    except Broken as broken:
+        after = chain([before], (path for path, *_ in of_samples(broken.rest)))
+        raise Cut(str(broken), sum(1 for _ in groupby(after)) - 1) from broken
+
+
+def of_samples(members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Of images and captions: path without ending, ending in lower case, and member."""
+    for member in members:
         path, extension = base_plus_ext(member.name)
         kind = (extension or "").lower()
-        if path is None or kind not in IMAGES + TEXTS or not member.isreg():
-            continue
-        position, before = position + (path != before), path
-        yield Entry(position, f"{shard}/{path}", kind, member)
-
-
-def headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Every member's header. tarfile itself takes a cut or garbled one, past the first, for the end of the archive.
-
-    Raises tarfile.ReadError there: the real end is a block of zeros.
-    """
-    member = archive.next()
-    while member is not None:
-        if not 0 <= member.size < LARGEST:  # a negative one would lead back, and round for ever
-            raise tarfile.ReadError(f"the member at byte {member.offset} has a size of {member.size}")
-        yield member
-        skip_body(archive)
-        member = header(archive)
-
-
-def skip_body(archive: tarfile.TarFile) -> None:
-    """To the next header, by seeking. A body that is not all there is noticed by its last byte."""
-    stream = cast(IO[bytes], archive.fileobj)
-    if stream.tell() == archive.offset:
-        return
-    stream.seek(archive.offset - 1)
-    if not stream.read(1):
-        raise tarfile.ReadError(f"cut before byte {archive.offset}")
-
-
-def header(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """The header that lies here; None at the end-of-archive mark."""
-    try:
-        return Header.fromtarfile(archive)
-    except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
-        return None
-    except (tarfile.HeaderError, ValueError) as error:
-        raise tarfile.ReadError(f"no header at byte {archive.offset}: {error}") from error
+        if path is not None and kind in IMAGES + TEXTS and member.isreg():
+            yield path, kind, member
