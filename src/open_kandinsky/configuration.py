@@ -15,11 +15,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from open_kandinsky import atomic, command_line, nodes, overrides, sweeps
 from open_kandinsky.failures import message, told
+from open_kandinsky.secrets import hidden, masked_tree
 
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1] / "conf"  # a wheel's, or a checkout's
@@ -28,28 +28,29 @@ Run = Callable[[DictConfig], Any]
 
 
 def verb(
-    config_name: str, conf: Path = CONF, first: Callable[[], None] = lambda: None
+    config_name: str, conf: Path = CONF, first: Callable[[DictConfig], None] = lambda cfg: None
 ) -> Callable[[Run], Callable[[], None]]:
     """Turn `run(cfg)` into a `main()` that reads Hydra's command line (--help, --cfg job and -m included).
 
     A config that does not fit stops with one message and exit code 2 before `run` starts; `run` is given it resolved,
-    after `first` was called. What it returns is what a sweep's sweeper is told.
+    after `first` was called with it as it is. What it returns is what a sweep's sweeper is told.
     """
 
     def decorate(run: Run) -> Callable[[], None]:
         @functools.wraps(run)
         def job(cfg: DictConfig) -> Any:
-            with told(config_name):
-                first()
+            with hidden(), sweeps.going_on(), told(config_name):
+                first(cfg)
                 OmegaConf.resolve(cfg)
                 return run(cfg)
 
         def main() -> None:
-            with told(config_name):
-                args = get_args_parser().parse_args()
-                check_command_line(args, config_name, conf)
-                sys.argv += left_to_search(args, config_name, conf)
-            hydra.main(version_base="1.3", config_path=str(conf.absolute()), config_name=config_name)(job)()
+            with hidden():
+                with told(config_name):
+                    args = get_args_parser().parse_args()
+                    check_command_line(args, config_name, conf)
+                    sys.argv += left_to_search(args, config_name, conf)
+                hydra.main(version_base="1.3", config_path=str(conf.absolute()), config_name=config_name)(job)()
 
         return main
 
@@ -85,14 +86,14 @@ OmegaConf.register_new_resolver("digest", digest, replace=True)  # ${digest:${hy
 OmegaConf.register_new_resolver("is_null", lambda value: value is None, replace=True)  # ${is_null:${init}}
 
 
-def is_sweep() -> bool:
-    """Whether Hydra runs this process's job as one of several."""
-    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
-
-
 def save(cfg: DictConfig, path: str | Path) -> None:
-    """Write the resolved config to `path`: whole or not at all. OSError names the file."""
-    atomic.write(path, OmegaConf.to_yaml(OmegaConf.create(plain(cfg, resolve=True))))
+    """Write the resolved config to `path`, without passwords: whole or not at all. OSError names the file."""
+    atomic.write(path, OmegaConf.to_yaml(OmegaConf.create(record(cfg))))
+
+
+def record(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config as it is kept and logged: without the passwords of addresses."""
+    return masked_tree(plain(cfg, resolve=True))
 
 
 def check_command_line(args: Namespace, config_name: str, conf: Path) -> None:
@@ -103,6 +104,8 @@ def check_command_line(args: Namespace, config_name: str, conf: Path) -> None:
         sweeps.refuse_one_job(command_line.parse(args.overrides))
     also = [f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"] if args.config_dir else []
     folder = Path(args.config_path or conf).absolute()
+    if args.multirun:
+        sweeps.refuse_one_folder(command_line.parse(args.overrides))
     for job in sweeps.jobs(command_line.parse(args.overrides)) if args.multirun else [args.overrides]:
         checked(args.config_name or config_name, [*also, *job], folder, complete=not (args.help or args.cfg))
 

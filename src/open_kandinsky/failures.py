@@ -42,7 +42,9 @@ def told(verb: str) -> Iterator[None]:
 
 def leave(verb: str, text: str, code: int) -> None:
     print(f"open-kandinsky {verb}: {text}", file=sys.stderr, flush=True)
-    raise SystemExit(code) from None
+    stop = SystemExit(code)
+    stop.add_note(text)
+    raise stop from None
 
 
 def message(error: BaseException) -> str | None:

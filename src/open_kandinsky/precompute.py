@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from open_kandinsky import atomic, configuration, loading
+from open_kandinsky import atomic, configuration, loading, secrets
 from open_kandinsky.caching.check import chosen, differing, problems
 from open_kandinsky.caching.encoders import Encoders
 from open_kandinsky.caching.inputs import Input, inputs
@@ -78,7 +78,7 @@ def finish(cfg: DictConfig, out: Path, given: Sequence[Input], recipe: Mapping[s
     found.refuse_stale()
     total = Judge(out, given, max_bad_share=cfg.max_bad_share).total
     total.check()
-    facts = {**recipe, "source": str(cfg.urls), "skipped": {"seen": total.seen, "bad": total.bad}}
+    facts = {**recipe, "source": secrets.masked(str(cfg.urls)), "skipped": {"seen": total.seen, "bad": total.bad}}
     shards = sorted(out / f"{name}.safetensors" for name in found.about)
     share([FinishUnit(out, facts, shards)], Claims(out / CLAIMS), seen=int)
     for told in filter(None, (None if total.clean else total.report(), found.told_orphans())):

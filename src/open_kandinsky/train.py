@@ -21,12 +21,13 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from open_kandinsky import atomic, configuration, failures
+from open_kandinsky import atomic, configuration, failures, sweeps
 from open_kandinsky.callbacks import loggers
 from open_kandinsky.callbacks.ema import EMA
 from open_kandinsky.callbacks.preemption import Preempted, Preemption
 from open_kandinsky.networks.division import gathered
 from open_kandinsky.runs import failing, folder, initial, launch, slurm
+from open_kandinsky.secrets import hidden_arguments
 from open_kandinsky.weights import store
 from open_kandinsky.weights.part import PARTS
 
@@ -84,11 +85,14 @@ def fit(cfg: DictConfig, run_dir: Path, checkpoint: Path | None, callbacks: list
 def run(trainer: Trainer, stage: Any, data: Any, cfg: DictConfig, checkpoint: Path | None) -> None:
     """What every process does, from the config that the first one writes to the weights."""
     run_dir = Path(cfg.run_dir)
+    record = configuration.record(cfg)
     if trainer.is_global_zero:
-        folder.keep_record(run_dir, configuration.plain(cfg, resolve=True))
+        folder.keep_record(run_dir, record)
         configuration.save(cfg, run_dir / "config.yaml")
-    for logger in trainer.loggers:
-        logger.log_hyperparams(configuration.plain(cfg, resolve=True))
+        print(f"training in {run_dir}, {folder.beginning(checkpoint)}", flush=True)
+    with hidden_arguments():
+        for logger in trainer.loggers:
+            logger.log_hyperparams(record)
     if any(parameter.requires_grad for parameter in stage.network.parameters()):
         trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if trainer.checkpoint_callback is not None:
@@ -185,14 +189,14 @@ def export(trainer: Trainer, stage: LightningModule, run_dir: Path) -> None:
 
 
 def leave(stop: Preempted, cfg: DictConfig) -> None:
-    """Say what was saved and how to go on, have SLURM start the job again, and exit with code 75."""
+    """Say what was saved and how to go on, have SLURM start the job again, and exit: 75, or 130 by Ctrl-C."""
     loggers.finish()
     if launch.rank() == 0:
         go_on = f"go on with the same command and run_dir={cfg.run_dir} resume=auto"
         print(f"open-kandinsky train: {stop}; {go_on}", file=sys.stderr, flush=True)
-        if (job := slurm.job()) and cfg.resume == folder.AUTO:
+        if not stop.by_hand and (job := slurm.job()) and cfg.resume == folder.AUTO:
             print(f"open-kandinsky train: {slurm.requeue(job)}", file=sys.stderr, flush=True)
-    raise SystemExit(failures.PREEMPTED)
+    raise SystemExit(failures.INTERRUPTED if stop.by_hand else failures.PREEMPTED)
 
 
 def trained(cfg: DictConfig) -> float | None:
@@ -203,18 +207,18 @@ def trained(cfg: DictConfig) -> float | None:
     try:
         run_dir = train(cfg)
         if launch.rank() == 0:
-            print(f"trained: {run_dir}")
+            print("\n  ".join([f"trained: {run_dir}", *folder.ended(run_dir)]))
     except Preempted as stop:
         leave(stop, cfg)
     except FloatingPointError as error:
-        if not (cfg.objective and configuration.is_sweep()):
+        if not (cfg.objective and sweeps.is_sweep()):
             raise
         print(f"open-kandinsky train: {error}", file=sys.stderr, flush=True)
         return None
     return folder.figure(Path(cfg.run_dir), cfg.objective) if cfg.objective else None
 
 
-@configuration.verb("train", first=launch.agree)
+@configuration.verb("train", first=lambda cfg: launch.agree(cfg.trainer.get("num_nodes", 1)))
 def main(cfg: DictConfig) -> float | None:
     return trained(cfg)
 

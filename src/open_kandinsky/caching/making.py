@@ -19,6 +19,7 @@ from open_kandinsky.data.tars.index import stated
 from open_kandinsky.data.tars.sample import Raw, stem
 from open_kandinsky.data.tars.tally import Skipped, restored
 from open_kandinsky.data.tars.tar import CUT, FORMAT_ERRORS, GONE, LARGEST, lost, samples
+from open_kandinsky.secrets import masked
 
 
 class Refused(NamedTuple):
@@ -120,7 +121,7 @@ class ShardUnit:
             rows = self.maker.rows(self.raws(path, tally), tally, self.one.url)
             size, sha256 = digest.result()
         self.judge.add(tally)
-        source = {"file": Path(self.one.url).name, "size": size, "sha256": sha256, "version": stamp.version}
+        source = {"file": masked(Path(self.one.url).name), "size": size, "sha256": sha256, "version": stamp.version}
         write_shard(self.path, rows, {"recipe": self.recipe, "input": source, "tally": tally.plain()})
 
     def raws(self, path: str, tally: Skipped) -> Iterator[Raw]:

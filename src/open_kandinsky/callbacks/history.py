@@ -7,6 +7,9 @@ from lightning import Callback, LightningModule, Trainer
 from open_kandinsky.callbacks.curves import Curves, Row
 
 KEY = "history"  # in a checkpoint
+SENSES = {-1: ("loss", "lpips", "frechet"), 1: ("psnr", "ssim", "cosine", "retrieval")}  # what is better
+
+Best = tuple[float | None, int | None]  # value and step
 
 
 class History(Callback):
@@ -14,23 +17,26 @@ class History(Callback):
 
     - `runs`: each logger's own name of the run, so that the same one is gone on with
     - `figures`: the last value of everything that was logged, by which a sweep compares runs
+    - `best`: of each figure that the progress bar shows of a validation, the best value and its step, or None twice
     - `row`: what is logged at this step, but after the checkpoint is written
     """
 
     def __init__(self) -> None:
         self.figures: dict[str, float] = {}
         self.row: dict[str, int | float] = {}
+        self.best: dict[str, tuple[float | None, int | None]] = {}
         self.resumed, self.begun = False, False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.figures |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         runs = {type(logger).__name__: str(logger.version) for logger in trainer.loggers}
-        known = {"step": trainer.global_step, "runs": runs, "figures": self.figures}
+        known = {"step": trainer.global_step, "runs": runs, "figures": self.figures, "best": self.best}
         checkpoint[KEY] = {**known, "row": row_to_come(trainer) if self.begun else {}}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         kept = checkpoint.get(KEY, {"figures": {}, "row": {}})
         self.figures, self.row, self.resumed = kept["figures"], kept["row"], True
+        self.best = kept.get("best", {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = True
@@ -50,11 +56,29 @@ class History(Callback):
                     step, figures = int(self.row["step"]), {k: v for k, v in self.row.items() if k != "step"}
                     logger.log_metrics(figures, step)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            for name in trainer.progress_bar_metrics.keys() & trainer.callback_metrics.keys():
+                self.best[name] = better(self.best.get(name), name, trainer)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Where a run ended at a step with a validation, Lightning counts that step's row twice when it goes on."""
         if self.resumed:
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
             self.resumed = False
+
+
+def better(before: Best | None, name: str, trainer: Trainer) -> Best:
+    """Of the best value so far and the present one; a figure whose sense nobody knows has none."""
+    value = float(trainer.callback_metrics[name])
+    sense = next(
+        (sense for sense, names in SENSES.items() if name.startswith("val/") and any(n in name for n in names)), None
+    )
+    if sense is None:
+        return None, None
+    if before is not None and before[0] is not None and sense * value <= sense * before[0]:
+        return before
+    return value, trainer.global_step
 
 
 def row_to_come(trainer: Trainer) -> dict[str, int | float]:

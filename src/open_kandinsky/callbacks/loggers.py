@@ -5,13 +5,19 @@ from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from open_kandinsky import account
 
 
 def wandb(*, project: str, name: str, save_dir: str, offline: bool, id: str | None, **options: Any) -> WandbLogger:
     """Weights & Biases; `options` are wandb.init's. A second run in one process, as in a sweep, is a run of its own.
 
-    `id` is that of a run to go on with; where wandb does not know it, a run begins that bears it.
+    `id` is that of a run to go on with; where wandb does not know it, a run begins that bears it. ValueError where
+    this machine is not logged in.
     """
+    if not offline and rank_zero_only.rank == 0:
+        account.check("logger=wandb", "logger.offline=true, which writes to the run's folder for `wandb sync`")
     require("wandb")
     finish()
     return WandbLogger(project=project, name=name, save_dir=save_dir, offline=offline, id=id, resume="allow", **options)

@@ -57,15 +57,49 @@ def existing(checkpoint: Path) -> Path:
 
 
 def refuse_to_overwrite(run_dir: Path, resume: str | None) -> None:
-    """ValueError where the folder holds something, unless that is a run which ended before its first checkpoint."""
-    there = [path.name for path in run_dir.glob("[!.]*")]
-    if not there or (resume == AUTO and "config.yaml" in there):
+    """ValueError where the folder holds something, unless that is a run which ended before its first checkpoint.
+
+    With resume=auto, a run that made steps and no checkpoint begins anew; what made none is no run.
+    """
+    there = sorted(path.name for path in run_dir.glob("[!.]*"))
+    if not there or ("config.yaml" in there and (resume == AUTO or not has_trained(run_dir))):
         return
-    if resume == AUTO:
-        raise ValueError(f"run_dir={run_dir} holds no run to go on with, but other files: choose another")
-    last = run_dir / CHECKPOINTS / LAST
-    go_on = f", or go on with this one: run_dir={run_dir} resume={last}" if last.exists() else ""
-    raise ValueError(f"run_dir={run_dir} is not empty, and no run is overwritten: choose another{go_on}")
+    if "config.yaml" not in there:
+        raise ValueError(f"run_dir={run_dir} holds other files and no run ({', '.join(there[:3])}): choose another")
+    raise ValueError(
+        f"run_dir={run_dir} is a run already, and none is overwritten: go on with it by the same command and "
+        "resume=auto, or choose another run_dir"
+    )
+
+
+def has_trained(run_dir: Path) -> bool:
+    """Whether a run has made a step, by what it left: figures, checkpoints, weights, or what is not a run's."""
+    left = {path.name for path in run_dir.glob("[!.]*") if not re.fullmatch(r"config(\.\d+)?\.yaml", path.name)}
+    curves, checkpoints = run_dir / "metrics.csv", run_dir / CHECKPOINTS
+    rows = curves.read_text(encoding="utf-8").count("\n") if curves.is_file() else 0
+    return rows > 1 or any(checkpoints.glob("*")) or not left <= {"metrics.csv", CHECKPOINTS, "wandb", "tensorboard"}
+
+
+def beginning(checkpoint: Path | None) -> str:
+    """Where a training begins, for the person who started it."""
+    if checkpoint is None:
+        return "from the beginning"
+    return f"going on from step {(head(checkpoint) or {}).get('global_step')} of {checkpoint}"
+
+
+def ended(run_dir: Path) -> list[str]:
+    """A line for each figure of a run that has ended: the last, and the best where better is known; and where more is.
+
+    Empty where no checkpoint was kept.
+    """
+    found = logged(run_dir / CHECKPOINTS / LAST)
+    best = found.get("best", {})
+    lines = [
+        f"{name} {found['figures'][name]:.4g}" + (f", best {value:.4g} at step {step}" if step is not None else "")
+        for name, (value, step) in best.items()
+    ]
+    curves = run_dir / "metrics.csv"
+    return [*lines, f"curves: {curves}"] if curves.is_file() else lines
 
 
 def newest(folder: Path) -> Path | None:

@@ -6,7 +6,12 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from torch.distributed import TCPStore
 
 # What conf/train.yaml's run_dir reads, where it is set.
@@ -34,13 +39,27 @@ def from_outside() -> ClusterEnvironment | None:
     return None
 
 
-def agree() -> None:
+def by_hand(nodes: int) -> ClusterEnvironment | None:
+    """Where a person or a script has started a process on each node, or each process. ValueError where one is lost.
+
+    Lightning would wait for half an hour, at an address of this machine. What it starts itself knows its folder.
+    """
+    if RUN_DIR in os.environ or (nodes < 2 and "LOCAL_RANK" not in os.environ):
+        return None
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]:
+        raise ValueError(
+            f"trainer.num_nodes={nodes}: start it by torchrun or SLURM, or by hand on each node with MASTER_ADDR and "
+            f"MASTER_PORT of the first and its own NODE_RANK from 0; not set here: {', '.join(missing)}"
+        )
+    return LightningEnvironment()
+
+
+def agree(nodes: int) -> None:
     """Where processes are started at once, all take the first one's time of start, so that they name one run folder."""
-    environment = from_outside()
-    if environment is None or STARTED in os.environ:
+    if STARTED in os.environ or (environment := from_outside() or by_hand(nodes)) is None:
         return
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun keeps the store
-    first = environment.global_rank() == 0
+    first = rank() == 0
     store = TCPStore(
         environment.main_address,
         environment.main_port,

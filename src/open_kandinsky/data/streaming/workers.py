@@ -31,10 +31,10 @@ def as_it_is(made: Any) -> Any:
 def outlive(worker: int) -> None:
     """In a worker: only the process that has the loader can end it.
 
-    Batch systems send their signals to every process of a run. A worker that ended by one would take the step, and
-    with it the checkpoint, from the process that is about to save.
+    Batch systems send their signals to every process of a run, and a terminal its Ctrl-C. A worker that ended by one
+    would take the step, and with it the checkpoint, from the process that is about to save.
     """
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=end_with_parent, daemon=True).start()

@@ -1,5 +1,6 @@
 """How many samples each shard of a list has: counted once, kept in a file, counted anew where a shard has changed."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ from open_kandinsky.claims import Claims, share
 from open_kandinsky.data.tars.opening import open_url
 from open_kandinsky.data.tars.stamps import Stamp, folder_of, stamps
 from open_kandinsky.data.tars.tar import Counted, count
+from open_kandinsky.secrets import masked
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,8 @@ class Indexer:
     def __call__(self, urls: list[str]) -> ShardIndex:
         units = [FolderCounts(self.file(name), held, self.count, self.threads) for name, held in by_folder(urls)]
         share(units, Claims(self.folder), seen=lambda: None, pause=2.0)
-        found = {url: entry for unit in units for url, entry in unit.entries.items()}
+        entries = {url: entry for unit in units for url, entry in unit.entries.items()}
+        found = {url: entries[masked(url)] for url in urls}
         problems = {url: found[url][3] for url in urls if found[url][3] is not None}
         tell_problems(problems)
         return ShardIndex(list(urls), [found[url][0] for url in urls], problems)
@@ -89,7 +92,7 @@ class FolderCounts:
 
     def __init__(self, path: Path, shards: dict[str, Stamp], count: Callable[[str], Counted], threads: int) -> None:
         self.path, self.shards, self.count, self.threads = path, shards, count, threads
-        self.entries: dict[str, list[Any]] = {}  # address -> count, size, version, problem; as the file had it last
+        self.entries: dict[str, list[Any]] = {}  # masked address -> count, size, version, problem
 
     @property
     def name(self) -> str:
@@ -98,7 +101,8 @@ class FolderCounts:
     def left(self) -> list[str]:
         """Those that were never counted, or have changed since."""
         known = self.entries
-        return [url for url, stamp in self.shards.items() if url not in known or tuple(known[url][1:3]) != stamp]
+        kept = {url: known.get(masked(url)) for url in self.shards}
+        return [url for url, stamp in self.shards.items() if (was := kept[url]) is None or tuple(was[1:3]) != stamp]
 
     def done(self) -> bool:
         self.entries = json.loads(self.path.read_text()) if self.path.is_file() else {}
@@ -107,14 +111,14 @@ class FolderCounts:
     def do(self) -> None:
         """Counts what is left, in threads. Raises ValueError or OSError where some could not, the others kept."""
         entries, left = self.entries, self.left()
-        if changed := [url for url in left if url in entries]:
+        if changed := [url for url in left if masked(url) in entries]:
             log.warning(f"{len(changed)} shard(s) have changed and are counted again: {', '.join(changed[:NAMED])}")
         failed: dict[str, OSError] = {}
         for done, (url, found) in enumerate(self.counted(left), start=1):
             if isinstance(found, OSError):
                 failed[url] = found
             else:
-                entries[url] = [found.count, *self.shards[url], found.problem]
+                entries[masked(url)] = [found.count, *self.shards[url], found.problem]
             if done % SAVED_EVERY == 0 or done == len(left):
                 atomic.write(self.path, json.dumps(entries))
         refuse_failed(failed)
@@ -137,9 +141,8 @@ def refuse_failed(failed: dict[str, OSError]) -> None:
         raise ValueError(f"{len(missing)} shard(s) are not there: {', '.join(missing[:NAMED])}; correct the list")
     if failed:
         url, error = next(iter(failed.items()))
-        raise OSError(
-            f"{len(failed)} shard(s) could not be counted, the first {url!r}: {error}; run it again"
-        ) from error
+        told = f"{error.strerror or error}; {len(failed)} shard(s) could not be counted: run it again"
+        raise OSError(error.errno or errno.EIO, told, url) from error
 
 
 def count_stats(url: str) -> Counted:

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from open_kandinsky.secrets import masked
+
 FILTERED = "filtered out: "  # how the reason of a sample begins that is in order, and was not asked for
 KEPT_KEYS = 20
 JUDGED_FROM = 50
@@ -54,13 +56,13 @@ class Skipped:
     def add(self, reason: str, *, key: str, shard: str, detail: str = "", count: int = 1) -> None:
         """Counts samples (or a tar) that are left out. Raises ValueError once too many of at least 50 are bad."""
         self.seen += count
-        self.reasons.setdefault(reason, Reason(shard, detail)).add(count, [key])
+        self.reasons.setdefault(reason, Reason(masked(shard), masked(detail))).add(count, [masked(key)])
         if self.seen - self.filtered >= JUDGED_FROM:
             self.check()
 
     def remark(self, reason: str, *, shard: str) -> None:
         """Notes what is amiss with a shard whose samples can be used all the same."""
-        self.remarks.setdefault(reason, set()).add(shard)
+        self.remarks.setdefault(reason, set()).add(masked(shard))
 
     def merge(self, other: "Skipped") -> None:
         """Adds the tally of another process."""

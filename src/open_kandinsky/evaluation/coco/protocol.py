@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from open_kandinsky import account
 from open_kandinsky.choices import chosen
 from open_kandinsky.data.coco import Coco
 from open_kandinsky.evaluation.asked import OPTIONS, Asked
 from open_kandinsky.evaluation.coco import captions as lists
 from open_kandinsky.evaluation.coco.captions import Caption
 from open_kandinsky.evaluation.coco.preparation import Preparation
-from open_kandinsky.evaluation.coco.report import board
 from open_kandinsky.evaluation.coco.report.comparison import compare
 from open_kandinsky.evaluation.coco.report.publish import publish
 from open_kandinsky.evaluation.coco.run import Run
@@ -62,7 +62,7 @@ class Protocol:
         """Draw, score and report; returns the headline."""
         coco = asked.opened_coco()
         if asked.wandb is not None:
-            board.require()
+            account.check(f"wandb={asked.wandb}", "set WANDB_MODE=offline, which writes to out for `wandb sync`")
         run = Run(
             protocol=self,
             also=asked.also,

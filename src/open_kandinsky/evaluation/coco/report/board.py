@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,3 @@ class Boarded:
         """The protocol's own by their names, the others' behind theirs."""
         others = {f"{name}/{key}": x for name, numbers in self.found["also"].items() for key, x in numbers.items()}
         return {**self.found["metrics"], **others}
-
-
-def require() -> None:
-    """ValueError where wandb is not installed: before anything is drawn."""
-    if find_spec("wandb") is None:
-        raise ValueError("wandb=... needs: pip install open-kandinsky[wandb]")
