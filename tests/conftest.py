@@ -60,5 +60,5 @@ def cached(shapes, system, tmp_path_factory):
         paths = {"urls": shapes / "shapes" / split, "out": root / "cache" / split}
         encoders = {"clip": system / "clip", "movq": system / "movq"}
         given = [f"{key}='{path}'" for key, path in (paths | encoders).items()]
-        precompute(configuration.compose("precompute", [*given, "image_size=32"]))
+        precompute(configuration.compose("precompute", given))
     return root

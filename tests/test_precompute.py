@@ -47,7 +47,7 @@ def made(first, tmp_path):
 
 def batches(folder, *fields, **changes):
     settings = dict(val_path=None, padding=True, batch_size=24, limit=None, seed=0)
-    settings |= dict(in_memory=True, workers=0, shuffle_buffer=8)
+    settings |= dict(in_memory=True, workers=0, shuffle_buffer=8, dims={}, sizes={})
     return CachedData(path=str(folder), fields=list(fields), **settings | changes).table
 
 

@@ -49,9 +49,10 @@ def precompute(cfg: DictConfig) -> Path:
     take_device(cfg.device)
     out, given = Path(cfg.out), inputs(shard_urls(urls_of(cfg), allow_pipe=cfg.allow_pipe))
     parts = {name: loading.part(name, {name: cfg[name]}) for name in ENCODERS if cfg[name] is not None}
-    recipe = recipe_of(cfg, parts)
+    size = image_size(cfg.image_size, parts.get("movq"))
+    recipe = recipe_of(cfg, parts, size)
     maker = Maker(
-        partial(encoders, cfg, parts), batch_size=cfg.batch_size, workers=cfg.workers, largest=cfg.max_member_mb
+        partial(encoders, cfg, parts, size), batch_size=cfg.batch_size, workers=cfg.workers, largest=cfg.max_member_mb
     )
     if cfg.check is not None:
         check(cfg, out, given, survey(out, given, recipe), maker)
@@ -104,7 +105,7 @@ def check_choices(cfg: DictConfig) -> None:
     for name, choices in CHOICES.items():
         if cfg[name] not in choices:
             raise ValueError(f"{name}={cfg[name]}: choose one of {', '.join(choices)}")
-    for name in ("batch_size", "workers", "check", "max_member_mb"):
+    for name in ("batch_size", "workers", "check", "max_member_mb", "image_size"):
         if cfg[name] is not None and (not isinstance(cfg[name], int) or cfg[name] < 1):
             raise ValueError(f"{name}={cfg[name]}: a whole number, at least 1")
     if not cfg.caption_places:
@@ -115,11 +116,32 @@ def urls_of(cfg: DictConfig) -> str | list[str]:
     return cfg.urls if isinstance(cfg.urls, str) else [str(url) for url in cfg.urls]
 
 
-def recipe_of(cfg: DictConfig, parts: Mapping[str, Part]) -> dict[str, Any]:
+def image_size(asked: int | None, movq: Part | None) -> int | None:
+    """Pixels a side of the pictures that `movq` encodes: those that its training saw, unless others are asked for.
+
+    ValueError where its weights do not say, or it cannot halve so many pixels as often as it does.
+    """
+    if movq is None:
+        return None
+    trained, halvings = movq.config["dims"].get("image_size"), len(movq.config["stage"]["network"]["multipliers"]) - 1
+    size = trained if asked is None else asked
+    if size is None:
+        raise ValueError(
+            f"image_size is not given, and the autoencoder in {movq.folder} does not say what it was trained on: "
+            "image_size=256, or as many pixels a side as the decoder is to draw"
+        )
+    if size < 1 or size % 2**halvings:
+        raise ValueError(f"image_size={size}: this autoencoder takes multiples of {2**halvings}")
+    if trained is not None and size != trained:
+        print(f"image_size={size}: the autoencoder in {movq.folder} was trained on pictures of {trained}", flush=True)
+    return size
+
+
+def recipe_of(cfg: DictConfig, parts: Mapping[str, Part], size: int | None) -> dict[str, Any]:
     """All that decides what a tar becomes, but for the code's own format, and but for rounding in another batch."""
     return {
         "encoders": {name: fingerprint(part) for name, part in parts.items()},
-        "image_size": cfg.image_size if "movq" in parts else None,
+        "image_size": size,
         "crop": "centre square",
         "caption_places": list(cfg.caption_places),
         "text_states": cfg.text_states,
@@ -137,11 +159,11 @@ def fingerprint(part: Part) -> str:
     return hashlib.sha256(json.dumps([network, hashes], sort_keys=True).encode()).hexdigest()
 
 
-def encoders(cfg: DictConfig, parts: Mapping[str, Part]) -> tuple[Encoders, Prepare]:
+def encoders(cfg: DictConfig, parts: Mapping[str, Part], size: int | None) -> tuple[Encoders, Prepare]:
     """The networks, and what prepares pictures for them."""
     made = {name: loading.network(part) for name, part in parts.items()}
     clip, transforms = made["clip"], {"image_emb": ClipPixels(size=made["clip"].image_size[0])}
-    transforms |= {"z": Pixels(size=cfg.image_size)} if "movq" in made else {}
+    transforms |= {} if size is None else {"z": Pixels(size=size)}
     networks = Encoders(
         clip=clip,
         movq=made.get("movq"),

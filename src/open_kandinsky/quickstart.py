@@ -72,7 +72,7 @@ def quickstart(cfg: DictConfig) -> Path:
 
     def encoded(split: str) -> Callable[[Path], object]:
         paths = {"urls": out / "shapes" / split, "clip": out / "clip", "movq": out / "movq"}
-        sizes = ["dims=toy", "batch_size=256", "max_bad_share=0.0", "latents=float32"]
+        sizes = ["batch_size=256", "max_bad_share=0.0", "latents=float32"]
         return lambda folder: precompute(configuration.compose("precompute", given({**paths, "out": folder}) + sizes))
 
     def trained(overrides: Sequence[str]) -> Callable[[Path], object]:

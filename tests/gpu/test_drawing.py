@@ -81,7 +81,7 @@ def test_a_cache_made_on_a_gpu_is_a_cpus(shapes, system, tmp_path):
         precompute(precomputing.config(shapes / "shapes" / "train", out, system, f"device={device}"))
         fields = ["z", "image_emb", "text_emb", "text_tokens", "text_mask"]
         data = CachedData(path=str(out), val_path=str(out), fields=fields, padding=True, batch_size=8, limit=None,
-                          in_memory=True, workers=0, shuffle_buffer=8, seed=0)  # fmt: skip
+                          in_memory=True, workers=0, shuffle_buffer=8, seed=0, dims={}, sizes={})  # fmt: skip
         made[device] = next(iter(data.val_dataloader()))
     assert made["cpu"]["key"] == made["cuda"]["key"]
     for field in fields:

@@ -46,6 +46,8 @@ def data(path, **changes):
         path=str(path),
         val_path=None,
         fields=["image_emb", "text_tokens"],
+        dims={},
+        sizes={},
         padding=True,
         batch_size=4,
         limit=None,

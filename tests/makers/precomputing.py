@@ -14,7 +14,7 @@ SERVER.set_forkserver_preload(["makers.precomputing", "open_kandinsky.precompute
 
 def words(urls, out, system, *more):
     paths = {"urls": urls, "out": out, "clip": system / "clip", "movq": system / "movq"}
-    return [*(f"{key}='{path}'" for key, path in paths.items()), "image_size=32", *more]
+    return [*(f"{key}='{path}'" for key, path in paths.items()), *more]
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from lightning import LightningDataModule
 from torch import Tensor
 
-from open_kandinsky.data.caches.fields import fields_of
+from open_kandinsky.data.caches.fields import Fields, fields_of, refuse_other_sizes
 from open_kandinsky.data.caches.folder import read_manifest, read_null, read_statistics
 from open_kandinsky.data.caches.streamed import CacheShards, PrepareCached
 from open_kandinsky.data.caches.table import CachedTable, Choose, Drawn, first_caption, read_rows
@@ -23,11 +23,12 @@ from open_kandinsky.data.streaming.loader import StreamLoader
 class CachedData(LightningDataModule):
     """Batches (`EmbeddingBatch`, `LatentBatch`) of a precomputed folder, held in memory or streamed.
 
-    `fields`: the columns wanted; `padding`: whether the stage reads the text states of padding, as a decoder does, or
+    `fields`: the columns wanted; `sizes`: of each the name of the fact of `dims` that is the width of its vectors, or
+    the channels of its latents; `padding`: whether the stage reads the text states of padding, as a decoder does, or
     masks them, as a prior does; `limit` (in memory only): the first so many training examples (None: all). Of several
     captions one is drawn each epoch. Validation is in memory, where half precision is kept half. Raises ValueError for
-    a folder that is missing, unfinished, damaged, another version's or lacks a field, and for fewer examples than one
-    batch.
+    a folder that is missing, unfinished, damaged, another version's, lacks a field or was made for other sizes, and
+    for fewer examples than one batch.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class CachedData(LightningDataModule):
         path: str,
         val_path: str | None,
         fields: list[str],
+        dims: dict[str, Any],
+        sizes: dict[str, str],
         padding: bool,
         batch_size: int,
         limit: int | None,
@@ -48,10 +51,16 @@ class CachedData(LightningDataModule):
         if limit is not None and not in_memory:
             raise ValueError(f"data.limit={limit} needs data.in_memory=true: a stream has all examples in its order")
         self.path, self.val_path, self.fields, self.padding = path, val_path, list(fields), padding
+        self.dims, self.sizes = dict(dims), dict(sizes)
         self.batch_size, self.limit, self.seed = batch_size, limit, seed
         self.in_memory, self.workers, self.shuffle_buffer = in_memory, workers, shuffle_buffer
         self.train_loader: MemoryLoader | StreamLoader | None = None
         self.resumed: dict[str, Any] = {}
+
+    def setup(self, stage: str) -> None:
+        """Before the stage takes statistics from here."""
+        for folder in filter(None, (self.path, self.val_path)):
+            self.opened(folder)
 
     @cached_property
     def table(self) -> CachedTable:
@@ -63,9 +72,16 @@ class CachedData(LightningDataModule):
         return self.read(self.val_path, None, first_caption)
 
     def read(self, folder: str, limit: int | None, choose: Choose) -> CachedTable:
+        manifest, fields = self.opened(folder)
+        return CachedTable(read_rows(folder, manifest, fields, limit), fields, choose)
+
+    def opened(self, folder: str) -> tuple[dict[str, Any], Fields]:
+        """A folder's manifest, and what a batch takes of it; ValueError where its sizes are not this stage's."""
         manifest = read_manifest(folder)
         fields = fields_of(folder, manifest, self.fields, padding=self.padding)
-        return CachedTable(read_rows(folder, manifest, fields, limit), fields, choose)
+        sizes = {name: fact for name, fact in self.sizes.items() if name in fields.names}
+        refuse_other_sizes(folder, manifest, sizes, self.dims)
+        return manifest, fields
 
     def statistics(self, field: str) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
         """Mean and standard deviation of a field's channels over the whole training folder."""
@@ -107,8 +123,7 @@ class CachedData(LightningDataModule):
         return loader
 
     def stream_loader(self) -> StreamLoader:
-        manifest = read_manifest(self.path)
-        fields = fields_of(self.path, manifest, self.fields, padding=self.padding)
+        manifest, fields = self.opened(self.path)
         shards = CacheShards(folder=self.path, manifest=manifest, fields=fields)
         streaming = Streaming(
             prepare=PrepareCached(fields),

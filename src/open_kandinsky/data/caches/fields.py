@@ -55,3 +55,24 @@ def fields_of(folder: str | Path, manifest: Mapping[str, Any], names: Sequence[s
         told = "holds the states of words alone, and this stage (data.padding=true) reads padding's too, as decoders do"
         raise ValueError(f"{str(folder)!r} {told}: precompute with text_states=all into another folder")
     return Fields(tuple(names), manifest["positions"])
+
+
+def refuse_other_sizes(
+    folder: str | Path, manifest: Mapping[str, Any], sizes: Mapping[str, str], dims: Mapping[str, Any]
+) -> None:
+    """ValueError where a finished folder was made for other sizes than a stage's `dims`.
+
+    `sizes` names for each field the fact of `dims` that says how wide its vectors are, or how many channels latents
+    have. The pixels that latents were made of and the positions of captions are facts of every folder.
+    """
+    found = {fact: manifest["fields"][name]["shape"][0 if name == "z" else -1] for name, fact in sizes.items()}
+    if "z" in sizes:
+        found["image_size"] = manifest["image_size"]
+    if RAGGED in sizes:
+        found["text_length"] = manifest["positions"]
+    told = [f"{fact}={size}, not {dims[fact]}" for fact, size in found.items() if dims[fact] not in (size, None)]
+    if told:
+        raise ValueError(
+            f"{str(folder)!r} was made for dims of {', '.join(told)}: train with these, or precompute with the "
+            "encoders and image_size that this stage is for"
+        )
