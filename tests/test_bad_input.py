@@ -11,15 +11,17 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from makers.programs import environment
 from makers.shards import sample, write_tar
 from makers.system import config, overrides
 from safetensors.torch import load_file
 
-from open_kandinsky import failures
+from open_kandinsky import configuration, failures
 from open_kandinsky.loading import load
 from open_kandinsky.train import train
 
@@ -69,6 +71,32 @@ def test_an_override_that_does_not_fit(tmp_path, option):
     code, told = typed("train", [*([] if "experiment" in option else ["experiment=prior_toy"]), option], tmp_path)
     assert code == 2 and OPTIONS[option] in told and told.count("\n") == 1, told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_missing_is_described_by_its_own_files_comment():
+    """Of two keys that are called folder, and of two verbs' weights."""
+    with pytest.raises(ValueError, match=r"preview.draw.movq.folder=  run folder of an autoencoder\n") as refusal:
+        configuration.checked(
+            "train", ["stage=decoder", "callbacks=preview_decoder"], configuration.CONF, complete=True
+        )
+    assert "data.path=  a folder made by" in str(refusal.value)
+    with pytest.raises(ValueError, match=r"clip.folder=  run folder of the CLIP that made the cache"):
+        configuration.checked(
+            "train", ["experiment=decoder_toy", "callbacks=frechet_decoder"], configuration.CONF, complete=True
+        )
+
+
+def test_a_perceptual_loss_without_a_network_names_the_override_that_does_without(shapes, tmp_path, monkeypatch):
+    def away(*_, **__):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", away)
+    lpips = "stage.pixel_loss={l1: 1.0, l2: 0.0, edges: 0.0, lpips: 1.0, perceptual: {_target_: NETWORK}}"
+    lpips = lpips.replace("NETWORK", "open_kandinsky.networks.perceptual.LPIPS")
+    with pytest.raises(InstantiationException) as stop:
+        train(config("movq", shapes, f"run_dir='{tmp_path}/run'", lpips))
+    assert "stage.pixel_loss.lpips=0 stage.pixel_loss.perceptual=null" in failures.message(stop.value)
 
 
 @pytest.mark.slow
@@ -196,7 +224,7 @@ def test_a_shard_of_a_cache_that_cannot_be_written(tmp_path):
 
 def test_a_caption_that_is_too_long_is_cut_and_warned_of(system):
     clip = load(system).clip
-    with pytest.warns(UserWarning, match="longer than 14 tokens, its end is not read: 'red red"):
+    with pytest.warns(UserWarning, match="longer than 14 tokens, its end is not read.*: 'red red"):
         long = clip.encode_text(["red " * 60])
     assert long.mask.all() and long.emb.isfinite().all()
 

@@ -131,10 +131,18 @@ def test_there_and_back_is_bit_exact(pipe, exported, tmp_path):
     assert_bit_equal(pipe, back)
     assert torch.equal(back.prior.alpha_bar, pipe.prior.alpha_bar)
     assert torch.equal(back.decoder.alpha_bar, pipe.decoder.alpha_bar)
-    assert back.size == pipe.size and back.prior.sampling.clamp == pipe.prior.sampling.clamp
+    assert back.size == pipe.size
+    assert (back.prior.sampling, back.decoder.sampling) == (pipe.prior.sampling, pipe.decoder.sampling)
     again = converted(exported, tmp_path / "again", "layout=diffusers")
     for file in exported.rglob("*.safetensors"):
         assert file.read_bytes() == (again / file.relative_to(exported)).read_bytes(), file
+
+
+def test_the_sampling_that_diffusers_has_no_place_for_is_told(system, tmp_path, capsys):
+    converted(system, tmp_path / "out", DIFFUSERS)
+    told = capsys.readouterr().out
+    assert "prior: drawn by default in 25 steps at scale 1.0; diffusers has to be told so" in told
+    assert "decoder: drawn by default in 3 steps at scale 2.0" in told
 
 
 def test_native_there_and_back_with_its_sums(pipe, exported, tmp_path):
@@ -180,9 +188,9 @@ def test_nothing_is_overwritten(system, tmp_path):
 
 
 def test_choices_that_there_are_not(system, tmp_path):
-    refused("layout=diffuser: no such choice; nearest 'diffusers'", system, tmp_path / "out", "layout=diffuser")
-    refused("dtype=float23: no such choice; nearest 'float32'", system, tmp_path / "out", "dtype=float23")
-    refused("weights_of=rew: no such choice; nearest 'raw'", system, tmp_path / "out", "weights_of=rew")
+    refused("layout=diffuser: no such choice; did you mean 'diffusers'", system, tmp_path / "out", "layout=diffuser")
+    refused("dtype=float23: no such choice; did you mean 'float32'", system, tmp_path / "out", "dtype=float23")
+    refused("weights_of=rew: no such choice; did you mean 'raw'", system, tmp_path / "out", "weights_of=rew")
     refused("weights_of=ema: .* holds one set of weights", system, tmp_path / "out", "weights_of=ema")
 
 

@@ -241,8 +241,9 @@ def test_pictures_between_two_have_one_seed(asked, picture):
     few = ["mode=interpolate", "count=3", "seed=7", "prior_steps=2", "sampler=ddim"]
     together = generate(asked(ends, *few, out="a"))
     lines = manifest(together)
+    shown = [str(picture), f"50% of the way from {picture} to a blue square", "a blue square"]
     assert [(line["prompt"], line["seed"], line["at"]) for line in lines] == [
-        (f"{picture} to a blue square", 7, at) for at in (0.0, 0.5, 1.0)
+        (text, 7, at) for text, at in zip(shown, (0.0, 0.5, 1.0), strict=True)
     ]
     assert levels(together) == pytest.approx(levels(generate(asked(ends, *few, "batch_size=1", out="b"))), abs=1)
     assert len(set(numbered(together).values())) == 3
@@ -400,7 +401,7 @@ MISTAKES = {
     "prompts=[]": "nothing to draw: mode=text_to_image needs prompts or prompts_file",
     "prompts_file=gone.txt prompts=[]": "prompts_file=gone.txt: no such file",
     "prompts_file=gone.txt": "prompts and prompts_file are both given",
-    "mode=text_to_imge": "no such choice; nearest 'text_to_image'; known: text_to_image, variations, mix",
+    "mode=text_to_imge": "no such choice; did you mean 'text_to_image'? there are: text_to_image, variations, mix",
     "mode=variations images=[gone.png]": "no such picture: 'gone.png'",
     "mode=variations": "nothing to draw: mode=variations needs images",
     "mode=variations images=[a.png] prior_steps=3": "mode=variations does not read prior_steps; it reads images",
@@ -408,7 +409,7 @@ MISTAKES = {
     "mode=mix parts=[a,b] part_weights=[1]": "2 parts but 1 part_weights",
     "mode=mix parts=[a] part_weights=[heavy]": "part_weights: 'heavy' is no number",
     "sampler=dim": "no such sampler; did you mean 'ddim'?",
-    "dtype=bf16": "dtype=bf16: no such choice; nearest 'bfloat16'",
+    "dtype=bf16": "dtype=bf16: no such choice; did you mean 'bfloat16'",
     "offload=true compile=true": "offload and compile: what is compiled keeps its place",
     "size=0": "size=0: a number of pixels or (width, height), each at least 1",
     "size=[64]": "size=[64]: a number of pixels",

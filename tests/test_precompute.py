@@ -438,7 +438,7 @@ def kandinsky21(tmp_path_factory):
 @pytest.mark.slow
 def test_published_folders_and_the_decoders_own_text_encoder(kandinsky21, tars, system, tmp_path, capsys):
     typed = [f"{part}='{kandinsky21}'" for part in ("clip", "movq", "text")]
-    out = precompute(config(tars, tmp_path / "out", system, *typed))
+    out = precompute(config(tars, tmp_path / "out", system, *typed, "image_size=32"))
     text, captions = network(find(kandinsky21)["text"]), read_shard(out / "00000.safetensors").caption
     said = text.encode_text(captions)
     batch = batches(out, "z", "image_emb", "text_emb", "text_tokens", "text_mask").batch(list(range(24)), 0)
@@ -469,3 +469,12 @@ def test_xlm_rs_padding_has_one_state_a_caption():
     rows = (words + 1).clamp(max=77)
     again = padded(flat, rows.cumsum(0) - rows, rows, 77)
     torch.testing.assert_close(again, states, rtol=0, atol=1e-6)
+
+
+def test_captions_that_are_too_long_are_told_once_and_counted(system, tmp_path, capsys):
+    long = {"txt": b"a red circle " * 40}
+    write_tar(tmp_path / "tars" / "00000.tar", {f"{at:09d}": sample(at, **long) for at in range(5)})
+    with pytest.warns(UserWarning, match="its end is not read") as caught:
+        precompute(config(tmp_path / "tars", tmp_path / "out", system, "batch_size=2"))
+    assert sum("is not read" in str(one.message) for one in caught) == 1
+    assert "5 captions are longer than the text encoder reads" in capsys.readouterr().out

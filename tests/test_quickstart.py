@@ -43,6 +43,14 @@ def test_from_nothing_to_a_report_and_on_to_cocos_evaluation(tmp_path):
     quickstart(config(out))
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/part.json")} == before
 
+    paths = {"weights": out, "protocol.shapes": out / "shapes", "out": tmp_path / "scores"}
+    asked = [f"{key}='{path}'" for key, path in paths.items()]
+    told = evaluate(configuration.compose("evaluate", [*asked, "protocol=shapes", "protocol.captions=8"]))
+    right = json.loads((tmp_path / "scores" / "metrics.json").read_text())["metrics"]["accuracy"]
+    for split, found in right.items():
+        assert f"{split:20} {found['all']:.3f} (s.e. {found['all_se']:.3f})" in told
+    assert told.endswith(f"scored: {tmp_path}/scores/metrics.json, {tmp_path}/scores/samples.png")
+
     paths = {"weights": out, "coco": out / "shapes" / "coco", "out": tmp_path / "smoke"}
     asked = [f"{key}='{path}'" for key, path in paths.items()]
     told = evaluate(configuration.compose("evaluate", [*asked, "protocol=smoke", "accept_flat=true"]))

@@ -95,6 +95,9 @@ def write_diffusers(out: Path, parts: Mapping[str, Part], dtype: torch.dtype, ba
         bar.update()
         return export.Weights(cfg, state)
 
+    for name in ("prior", "decoder"):
+        how = with_sampling(parts[name], name)["sampling"]
+        print(f"{name}: drawn by default in {how['steps']} steps at scale {how['scale']}; diffusers has to be told so")
     text = parts.get(TEXT)
     tokenizer = None if text is None else Path(text.config["stage"]["network"]["tokenizer"])
     export.write(out, read, tokenizer)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from open_kandinsky import nodes
 
 MISSING = "???"
@@ -86,16 +88,31 @@ def refuse_missing(tree: Any, config_name: str, conf: Path) -> None:
 
 def taken(key: str, tree: Any, config_name: str, conf: Path) -> str:
     """What `key` takes: the comment beside its ??? in the config files, or else the type in the signature."""
-    room, _, rest = key.partition(".")
-    files = [*sorted((conf / room).rglob("*.yaml")), *sorted(conf.rglob("*.yaml"))]
-    name = re.compile(rf"^\s*{re.escape(key.rpartition('.')[2])}:\s*\?\?\?\s+#\s*(.+)$", re.MULTILINE)
-    for file in [*([] if rest else [conf / f"{config_name}.yaml"]), *files]:
-        if found := name.search(file.read_text()):
-            return found[1].strip()
+    own = [*(conf / key.partition(".")[0]).rglob("*.yaml"), conf / f"{config_name}.yaml"]  # they say it before others
+    said = {path: text for file in [*sorted(conf.rglob("*.yaml")), *own] for path, text in open_values(file)}
+    ends = [".".join(key.split(".")[start:]) for start in range(key.count(".") + 1)]  # the longest first
+    if found := next((said[end] for end in ends if end in said), None):
+        return found
     owner, _, argument = key.rpartition(".")
     target = target_at(tree, owner)
     parameter = (nodes.parameters(target) or {}).get(argument) if target else None
     return "" if parameter is None or parameter.annotation is parameter.empty else nodes.named(parameter.annotation)
+
+
+def open_values(file: Path) -> Iterator[tuple[str, str]]:
+    """The dotted path of each ??? of a config file that has a comment beside it, with that."""
+    text = file.read_text(encoding="utf-8")
+    lines = text.splitlines()
+
+    def walk(node: yaml.Node | None, path: str) -> Iterator[tuple[str, str]]:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                yield from walk(value, nodes.join(path, key.value))
+        elif isinstance(node, yaml.ScalarNode) and node.value == MISSING:
+            if comment := lines[node.start_mark.line].partition("#")[2].strip():
+                yield path, comment
+
+    return walk(yaml.compose(text), "")
 
 
 def at(tree: Any, key: str) -> Any:

@@ -1,7 +1,7 @@
 """Images and captions into shards of latents and embeddings, which prior and decoder train from.
 
 open-kandinsky precompute urls=/data/pairs out=/data/cache clip=runs/clip movq=runs/movq
-open-kandinsky precompute urls=/data/pairs out=/data/cache clip=kandinsky-2-1 movq=kandinsky-2-1 text=kandinsky-2-1
+open-kandinsky precompute urls=/data out=/cache clip=kandinsky-2-1 movq=kandinsky-2-1 image_size=256
 open-kandinsky precompute urls=/data/pairs out=/data/cache clip=runs/clip movq=runs/movq check=100
 
 One safetensors shard for each tar, each written whole or not at all. Any number of processes with the same words share
@@ -61,6 +61,8 @@ def precompute(cfg: DictConfig) -> Path:
     begin(out, recipe)
     survey(out, given, recipe).refuse_stale()
     make(cfg, out, given, recipe, maker)
+    if maker.long:
+        print(f"{maker.long} captions are longer than the text encoder reads: their ends are in no embedding")
     finish(cfg, out, given, recipe)
     return out
 

@@ -38,7 +38,7 @@ def masked_tree(tree: Any) -> Any:
 class Masked:
     """A text stream that hides them in what is written: tracebacks, too, show the addresses of errors."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
 
     def __getattr__(self, name: str) -> Any:

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from open_kandinsky.networks.clip import Clip
+from open_kandinsky.networks.clip import Clip, LongTexts
 
 START, END = 49406, 49407
 
@@ -50,15 +50,24 @@ def test_mask_is_true_up_to_the_end_of_text(clip):
     assert (mask.int().diff(dim=1) <= 0).all()
 
 
-def test_a_long_caption_is_warned_of_once_by_its_text_and_keeps_its_end(clip):
+def test_long_captions_are_counted_the_first_is_told_and_each_keeps_its_end(clip):
     long = "one two three four five six seven eight nine ten eleven"
-    with pytest.warns(UserWarning, match="longer than 8 tokens, its end is not read: 'one two three") as caught:
+    clip.long = LongTexts(8)
+    with pytest.warns(UserWarning, match="longer than 8 tokens, its end is not read.*: 'one two three") as caught:
         token = clip.tokenize(["a red circle", long])
-    assert len(caught) == 1
+        clip.tokenize([f"{long} {i}" for i in range(5)])
+    assert len(caught) == 1 and clip.long.count == 6
     assert token[1, 0] == START
     assert token[1, -1] == END
     assert token[1, 1:-1].tolist() == clip.tokenizer.encode(long)[:8]
     assert clip.encode_tokens(token).mask[1].all()
+
+
+def test_of_a_caption_as_long_as_a_page_a_line_is_told(clip):
+    clip.long = LongTexts(8)
+    with pytest.warns(UserWarning) as caught:
+        clip.tokenize(["a picture of a cat " * 500])
+    assert len(str(caught[0].message)) < 160 and str(caught[0].message).endswith("a picture of a cat ...'")
 
 
 def test_captions_that_just_fit_are_not_warned_of(clip):

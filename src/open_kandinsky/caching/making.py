@@ -43,6 +43,11 @@ class Maker:
     def loaded(self) -> tuple[Encoders, Prepare]:
         return self.load()
 
+    @property
+    def long(self) -> int:
+        """How many captions were longer than the text encoder reads."""
+        return self.loaded[0].text.long.count if "loaded" in vars(self) else 0
+
     def rows(self, raws: Iterator[Raw], tally: Skipped, shard: str) -> Rows:
         """Of every sample that can be used; `tally` is told of all."""
         encoders, _ = self.loaded

@@ -93,7 +93,7 @@ class ShapesProtocol:
         scored = self.scored(pipes)
         asked.out.mkdir(parents=True, exist_ok=True)
         scored.write(asked.out)
-        return f"scored: {asked.out / METRICS}"
+        return f"{told(scored.metrics)}\nscored: {asked.out / METRICS}, {asked.out / 'samples.png'}"
 
     def scored(self, pipes: Mapping[str, Pipeline]) -> Scored:
         judges = {name: Judge(pipe, self.world, batch_size=self.batch_size) for name, pipe in pipes.items()}
@@ -202,6 +202,18 @@ class Judge:
     def _batches(self, rows: range, what: str) -> Iterator[range]:
         for start in tqdm(range(0, len(rows), self.batch_size), desc=what, unit="batch"):
             yield rows[start : start + self.batch_size]
+
+
+def told(metrics: Mapping[str, Any]) -> str:
+    """What a person wants to know of the numbers, a line each."""
+    lines = [f"captions of {metrics['accuracy'][SPLITS[0]]['n']:.0f} pictures a split that are shown rightly:"]
+    for split, found in metrics["accuracy"].items():
+        lines.append(f"  {split:20} {found['all']:.3f} (s.e. {found['all_se']:.3f})")
+    lines.append(f"  {'seen, no guidance':20} {metrics['accuracy_no_guidance']['all']:.3f}")
+    for name, found in list(metrics["priors"].items())[1:]:
+        seen, unseen = (f"accuracy_{split}" for split in SPLITS[:2])
+        lines.append(f"  {'prior ' + name:20} {found[seen]:.3f} seen, {found[unseen]:.3f} unseen")
+    return "\n".join(lines)
 
 
 def accuracies(splits: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

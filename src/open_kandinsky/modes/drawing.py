@@ -71,11 +71,17 @@ def asked_between(request: Request) -> list[Asked]:
         return []
     if len(ends) != 2:
         raise ValueError(f"between={ends}: the two ends, each a picture's path or a text")
+    (a, b), seed = ends, seeded(request["seed"])
     if n < 2:
         raise ValueError(f"count={n}: mode=interpolate draws at least 2 pictures, those of both ends")
     for path in filter(is_picture, ends):
         looked_at(path)
-    return [Asked(f"{ends[0]} to {ends[1]}", seeded(request["seed"]), {"at": k / (n - 1)}) for k in range(n)]
+    return [Asked(on_the_way(a, b, k / (n - 1)), seed, {"at": k / (n - 1)}) for k in range(n)]
+
+
+def on_the_way(a: str, b: str, at: float) -> str:
+    """What a picture of an interpolation shows."""
+    return {0.0: a, 1.0: b}.get(at, f"{at:.0%} of the way from {a} to {b}")
 
 
 def draw_between(pipe: Pipeline, request: Request, asked: Sequence[Asked], options: Options) -> list[Image.Image]:

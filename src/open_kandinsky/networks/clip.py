@@ -4,6 +4,7 @@ The text path is CLIP's own, final LayerNorm included (the official prior's trai
 projected, not normalised to length 1, everywhere but in the contrastive loss.
 """
 
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,20 @@ class Text(NamedTuple):
     mask: Bool[Tensor, "b n"]  # True on words, start and end
 
 
+class LongTexts:
+    """Those that a text encoder could not read to their end: a warning at the first of them, a count of all."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.count = tokens, 0
+
+    def add(self, texts: Sequence[str]) -> None:
+        if texts and not self.count:
+            first = textwrap.shorten(texts[0][:200], 60, placeholder=" ...")
+            told = f"longer than {self.tokens} tokens, its end is not read (of such texts the first is told)"
+            warnings.warn(f"{told}: {first!r}", stacklevel=3)
+        self.count += len(texts)
+
+
 class Clip(nn.Module):
     """open_clip's two-tower model, with its tokenizer."""
 
@@ -33,6 +48,7 @@ class Clip(nn.Module):
         towers: Any = (dict(vision), dict(text))  # open_clip makes its own dataclasses of them
         self.model: Any = open_clip.CLIP(dim, *towers, quick_gelu=quick_gelu)
         self.length: int = text["context_length"]
+        self.long = LongTexts(self.length - 2)  # without the marks of start and end
         self.tokenizer = SimpleTokenizer(context_length=self.length)
 
     @property
@@ -49,9 +65,8 @@ class Clip(nn.Module):
         return []
 
     def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "b n"]:
-        """Start, words, end, zeros. A caption that is too long loses its tail, keeps its end, and is warned of."""
-        for caption in self.cut(captions):
-            warnings.warn(f"longer than {self.length - 2} tokens, its end is not read: {caption!r}", stacklevel=2)
+        """Start, words, end, zeros. A caption that is too long loses its tail, keeps its end mark, and is counted."""
+        self.long.add(self.cut(captions))
         return self.tokenizer(list(captions)).to(self.model.positional_embedding.device)
 
     def cut(self, captions: Sequence[str]) -> list[str]:

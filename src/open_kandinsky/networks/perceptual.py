@@ -5,13 +5,22 @@ from torch import Tensor, nn
 
 
 class LPIPS(nn.Module):
-    """VGG features under learned weights, frozen. Fetches torchvision's VGG16 weights if they are not in its cache."""
+    """VGG features under learned weights, frozen. Fetches torchvision's VGG16 weights if they are not in its
+    cache; ValueError where there is no network."""
 
     def __init__(self) -> None:
         super().__init__()
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-        self.net = LearnedPerceptualImagePatchSimilarity(net_type="vgg").net.requires_grad_(False).eval()
+        try:
+            whole = LearnedPerceptualImagePatchSimilarity(net_type="vgg")
+        except OSError as error:
+            raise ValueError(
+                f"the perceptual loss needs torchvision's VGG16 weights, and they cannot be fetched ({error}): put "
+                "vgg16-397923af.pth into $TORCH_HOME/hub/checkpoints, or train without it by "
+                "stage.pixel_loss.lpips=0 stage.pixel_loss.perceptual=null"
+            ) from error
+        self.net = whole.net.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "LPIPS":
         return super().train(False)

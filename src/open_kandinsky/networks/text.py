@@ -1,6 +1,5 @@
 """The decoder's multilingual text encoder, by transformers: the one place where it is run."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -9,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from open_kandinsky.networks.clip import Text
+from open_kandinsky.networks.clip import LongTexts, Text
 
 
 class MultilingualClip(nn.Module):
@@ -24,6 +23,7 @@ class MultilingualClip(nn.Module):
 
         super().__init__()
         self.length, self.tokenizer_folder = length, tokenizer
+        self.long = LongTexts(length)
         self.transformer: Any = XLMRobertaModel(XLMRobertaConfig(**transformer))
         self.project = nn.Linear(transformer["hidden_size"], dim)
 
@@ -35,11 +35,10 @@ class MultilingualClip(nn.Module):
         return AutoTokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True, trust_remote_code=False)
 
     def encode_text(self, captions: Sequence[str]) -> Text:
-        """A caption that is too long loses its tail, keeps its end, and is warned of."""
-        for caption in captions:
-            # A token has one letter at least, but for the two ends and a mark of the beginning.
-            if len(caption) + 3 > self.length and len(self.tokenizer(caption).input_ids) > self.length:
-                warnings.warn(f"longer than {self.length} tokens, its end is not read: {caption!r}", stacklevel=2)
+        """A caption that is too long loses its tail, keeps its end mark, and is counted."""
+        # A token has one letter at least, but for the two ends and a mark of the beginning.
+        perhaps = [caption for caption in captions if len(caption) + 3 > self.length]
+        self.long.add([caption for caption in perhaps if len(self.tokenizer(caption).input_ids) > self.length])
         padded = self.tokenizer(
             list(captions), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         )

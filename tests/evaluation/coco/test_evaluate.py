@@ -248,7 +248,7 @@ def test_each_process_has_a_gpu_of_those_that_it_sees(monkeypatch, local, seen, 
 
 
 def test_a_choice_that_there_is_not(asked, tmp_path):
-    with pytest.raises(InstantiationException, match="reference=evry: no such choice; nearest 'every'"):
+    with pytest.raises(InstantiationException, match="reference=evry: no such choice; did you mean 'every'"):
         run(asked, tmp_path / "out", "protocol.reference=evry")
 
 

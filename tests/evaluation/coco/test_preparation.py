@@ -153,9 +153,9 @@ def test_its_identity_is_all_of_its_numbers():
     [
         (
             {"crop": "center"},
-            "crop=center: no such choice; nearest 'centre'; known: centre, centre_rounded, short_side",
+            r"crop=center: no such choice; did you mean 'centre'\? there are: centre, centre_rounded, short_side",
         ),
-        ({"filter": "bicubik"}, "filter=bicubik: no such choice; nearest 'bicubic'"),
+        ({"filter": "bicubik"}, "filter=bicubik: no such choice; did you mean 'bicubic'"),
         ({"size": 0}, "size=0: 1 pixel a side or more"),
         ({"jpeg_before": 0}, "jpeg_before=0: a quality is 1 to 100"),
         ({"jpeg_after": 101}, "jpeg_after=101: a quality is 1 to 100"),

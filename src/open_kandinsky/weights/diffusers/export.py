@@ -62,6 +62,7 @@ def write_prior(out: Path, prior: Weights, version: str) -> None:
     store.write(out / "prior" / NETWORK, keys.to_diffusers(rules, prior.state), {"format": "pt"})
     stage = scheduler.as_prior_scheduler(prior.config["stage"], prior.config["sampling"])
     write_json(out / "scheduler" / "scheduler_config.json", stage)
+    write_json(out / scheduler.DEFAULTS, dict(prior.config["sampling"]))
     towers = {"image_encoder": "CLIPVisionModelWithProjection", "text_encoder": "CLIPTextModelWithProjection"}
     index = {name: ["transformers", kind] for name, kind in towers.items()}
     index |= {"tokenizer": ["transformers", "CLIPTokenizer"], "image_processor": ["transformers", "CLIPImageProcessor"]}
@@ -113,6 +114,7 @@ def write_decoder(out: Path, decoder: Weights, side: int) -> None:
     store.write(out / "unet" / NETWORK, state, {"format": "pt"})
     stage = scheduler.as_decoder_scheduler(decoder.config["stage"], decoder.config["sampling"])
     write_json(out / "scheduler" / "scheduler_config.json", stage)
+    write_json(out / scheduler.DEFAULTS, dict(decoder.config["sampling"]))
 
 
 def write_text(out: Path, text: Weights, tokenizer: Path) -> None:

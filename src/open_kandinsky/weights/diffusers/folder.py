@@ -135,8 +135,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def scheduled(place: Path, *, with_variance: bool) -> dict[str, Any]:
-    path = place.parent / "scheduler" / "scheduler_config.json"
-    return scheduler.diffusion(read_json(path), str(path), with_variance=with_variance)
+    """What a diffusion model has besides its network; a folder that we wrote says how it is sampled, too."""
+    path, defaults = place.parent / "scheduler" / "scheduler_config.json", place.parent / scheduler.DEFAULTS
+    found = scheduler.diffusion(read_json(path), str(path), with_variance=with_variance)
+    return found | ({"sampling": read_json(defaults)} if defaults.is_file() else {})
 
 
 def weights(place: Path) -> list[Path]:

@@ -16,6 +16,7 @@ SAMPLERS = {
     "DPMSolverMultistepScheduler": "dpmpp_2m",
 }
 OF_DDIM = {"_class_name": "DDIMScheduler", "set_alpha_to_one": False}
+DEFAULTS = "sampling.json"  # of ours, beside their folders: theirs has no place for steps and scale
 # Their cosine has these two numbers, which its config does not give.
 COSINE_NUMBERS = {"s": 0.008, "beta_max": 0.999}
 
