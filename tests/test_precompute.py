@@ -437,8 +437,8 @@ def kandinsky21(tmp_path_factory):
 
 @pytest.mark.slow
 def test_published_folders_and_the_decoders_own_text_encoder(kandinsky21, tars, system, tmp_path, capsys):
-    typed = [f"{part}='{kandinsky21}'" for part in ("clip", "movq", "text")]
-    out = precompute(config(tars, tmp_path / "out", system, *typed, "image_size=32"))
+    typed = [f"{part}='{kandinsky21}'" for part in ("clip", "movq", "text")] + ["image_size=32"]
+    out = precompute(config(tars, tmp_path / "out", system, *typed))
     text, captions = network(find(kandinsky21)["text"]), read_shard(out / "00000.safetensors").caption
     said = text.encode_text(captions)
     batch = batches(out, "z", "image_emb", "text_emb", "text_tokens", "text_mask").batch(list(range(24)), 0)
