@@ -111,20 +111,6 @@ def test_through_the_command_line(spoiled, shapes, option):
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_training_leaves_the_last_checkpoint(shapes, tmp_path):
-    every = ["callbacks.checkpoint.every_n_train_steps=2", "data.val_urls=null", "trainer.max_steps=100000"]
-    process = start("train", overrides("movq", shapes, "run_dir=run", *every), tmp_path)
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    wait_for(last.exists)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert told.strip().splitlines()[-1] == "open-kandinsky train: interrupted" and "Traceback" not in told
-    assert torch.load(last, weights_only=True)["global_step"] % 2 == 0
-    assert not list(last.parent.glob(".*")) and not (tmp_path / "run" / "weights.safetensors").exists()
-
-
-@pytest.mark.slow
 def test_ctrl_c_in_precompute_and_going_on(shapes, system, tmp_path):
     for copy in range(40):
         shutil.copy(shapes / "shapes" / "train" / "00000.tar", tmp_path / f"{copy:05d}.tar")

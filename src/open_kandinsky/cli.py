@@ -30,7 +30,11 @@ def main() -> None:
     else:
         del sys.argv[1]
         # As __main__, by its name: Lightning starts its other processes with `python -m` and the same overrides.
-        runpy.run_module(f"open_kandinsky.{verb}", run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module(f"open_kandinsky.{verb}", run_name="__main__", alter_sys=True)
+        except KeyboardInterrupt:  # while modules are imported: after that a verb tells it
+            print(f"open-kandinsky {verb}: interrupted", file=sys.stderr)
+            sys.exit(130)
 
 
 def usage() -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, get_args
 
 HOMES = ("open_kandinsky.", "torch.", "lightning.", "torchmetrics.")
 
@@ -98,8 +98,21 @@ def refuse_misfit(path: str, node: Mapping[str, Any], tree: Any) -> None:
     for argument in arguments(node):
         if not takes(target, argument):
             raise ValueError(not_taken(path, target, argument, tree))
+        refuse_words_for_numbers(join(path, argument), node[argument], (parameters(target) or {}).get(argument))
     if absent := lacking(node):
         raise ValueError(f"{where} lacks {', '.join(map(repr, absent))}, which {target} needs")
+
+
+def refuse_words_for_numbers(key: str, value: Any, parameter: inspect.Parameter | None) -> None:
+    """ValueError where a signature wants a number and the config has a word, which is not to be resolved yet."""
+    if isinstance(value, str) and "${" not in value and value != "???" and parameter and numeric(parameter.annotation):
+        raise ValueError(f"{key}={value}: no number; it takes {named(parameter.annotation)}")
+
+
+def numeric(annotation: Any) -> bool:
+    """Whether nothing but numbers fits: int, float, or one of them with None; a Tensor is no value of a config."""
+    kinds = set(get_args(annotation) or [annotation]) - {type(None), bool}
+    return bool(kinds & {int, float}) and all(kind in (int, float) or named(kind).endswith("Tensor") for kind in kinds)
 
 
 def arguments(node: Mapping[str, Any]) -> list[str]:

@@ -48,6 +48,8 @@ class CachedData(LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size={batch_size}: at least 1")
         if limit is not None and not in_memory:
             raise ValueError(f"data.limit={limit} needs data.in_memory=true: a stream has all examples in its order")
         self.path, self.val_path, self.fields, self.padding = path, val_path, list(fields), padding

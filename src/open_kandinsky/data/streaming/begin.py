@@ -34,6 +34,8 @@ class Streaming:
     max_bad_share: float
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"data.batch_size={self.batch_size}: at least 1")
         if self.buffer < 1:
             raise ValueError(f"shuffle_buffer={self.buffer}: at least 1, which leaves a shard in its own order")
 
