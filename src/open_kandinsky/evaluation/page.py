@@ -27,6 +27,7 @@ caption { padding: 0.25rem 0; text-align: left; color: var(--soft); }
 th, td { padding: 0.4rem 0.9rem 0.4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 .figure { padding: 0.4rem 0 0.4rem 0.9rem; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+th.figure { white-space: normal; }
 .figure + :not(.figure) { padding-left: 1.75rem; }
 figure { margin: 1rem 0 1.5rem; }
 figcaption { margin-top: 0.4rem; color: var(--soft); font-size: 0.9rem; max-width: 44rem; }
@@ -84,7 +85,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str 
 
 
 def _cell(tag: str, text: str, right: bool) -> str:
-    return f"<{tag}{RIGHT if right else ''}>{escape(text)}</{tag}>"
+    """A heading may be broken behind each underscore, so that a wide table fits a page."""
+    shown = escape(text).replace("_", "_<wbr>") if tag == "th" else escape(text)
+    return f"<{tag}{RIGHT if right else ''}>{shown}</{tag}>"
 
 
 def picture(png: bytes, alt: str) -> str:
