@@ -53,6 +53,7 @@ def counted(part, *more):
         return cost.counted(cost.made(cfg), cfg)
 
 
+@pytest.mark.slow
 def test_memory_is_counted_of_any_stage():
     """A linear prior makes one product forward and one for its weights' gradient, and has no blocks."""
     one = counted("prior_linear")
@@ -82,6 +83,7 @@ def flash(q, k, v):
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
 
 
+@pytest.mark.slow
 def test_activations_are_those_that_a_gpus_autocast_keeps():
     cost, cfg = module("cost"), config("decoder", "runs", "trainer=gpu")
     with FakeTensorMode():

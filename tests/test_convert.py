@@ -194,6 +194,7 @@ def test_choices_that_there_are_not(system, tmp_path):
     refused("weights_of=ema: .* holds one set of weights", system, tmp_path / "out", "weights_of=ema")
 
 
+@pytest.mark.slow
 def test_of_a_checkpoint_the_weights_or_their_average(system, cached, tmp_path):
     run = train(config("decoder", cached, f"run_dir='{tmp_path}/run'", "data.val_path=null", "callbacks.ema.decay=0.5"))
     last = run / "checkpoints" / "last.ckpt"

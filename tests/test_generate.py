@@ -267,6 +267,7 @@ def levels(folder):
     return np.concatenate([np.asarray(Image.open(path), dtype=int).ravel() for path in sorted(folder.glob("0*.png"))])
 
 
+@pytest.mark.slow
 def test_images_are_redrawn_at_their_own_sizes(asked, photos):
     images = f"images=['{photos}/photo0.png', '{photos}/photo1.png']"
     few = ["mode=image_to_image", "prior_steps=2", "sampler=ddim", "steps=6", "count=2", "strength=0.5"]
@@ -314,6 +315,7 @@ def test_a_picture_is_made_larger(asked, photos):
     assert line["margins"] == [8, 4, 0, 3] and line["size"] == [62, 43]
 
 
+@pytest.mark.slow
 def test_the_decoders_negative_prompt_decides_the_picture(asked):
     one = generate(asked(out="a"))
     two = generate(asked("negative_decoder_prompt='a blue cross'", out="b"))

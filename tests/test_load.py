@@ -176,6 +176,7 @@ def test_a_device_for_each_part(system):
     assert mapped.text_to_embedding(["a"], steps=2).equal(one.text_to_embedding(["a"], steps=2))
 
 
+@pytest.mark.slow
 def test_parts_take_turns_on_a_device(system, monkeypatch):
     """`meta`, which keeps no values, stands for it: what comes back from it unharmed was never brought back."""
     turns, a, b = Turns("meta"), torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)

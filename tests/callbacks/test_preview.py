@@ -51,7 +51,7 @@ def figures(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["movq", "decoder"])
+@pytest.mark.parametrize("part", ["movq", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_no_random_number_is_taken(run, part, monkeypatch):
     """With RandomNumbers, which seeds each batch anew, gone: what the preview draws would be missed in training."""
     gone = ["~callbacks.random_numbers"]
@@ -98,6 +98,7 @@ def test_the_averaged_weights_draw(run, monkeypatch):
     assert not torch.equal(drawn["encoder.conv_in.weight"], trained["encoder.conv_in.weight"])
 
 
+@pytest.mark.slow
 def test_it_is_drawn_once_in_every_so_many_steps(run):
     folder = run("movq", "run", "callbacks.preview.every=4") / "previews"
     assert {path.name for path in folder.glob("*.png")} == {"00000002.png", "00000004.png"}  # the first, and at 4

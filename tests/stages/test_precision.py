@@ -38,7 +38,7 @@ def test_a_precision_that_would_compute_something_wrongly_is_refused(tmp_path, p
     assert message(refusal.value) and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("part", ["prior", "decoder"])
+@pytest.mark.parametrize("part", ["prior", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_the_first_overflow_of_a_scaler_is_no_nan(cached, tmp_path, part):
     """2^26 times the loss overflows float16 for some steps, which are skipped while the scale falls."""
     more = [*SCALED, PLUGINS % 2.0**26, "trainer.max_steps=16", "data.val_path=null"]

@@ -63,7 +63,9 @@ def losses(part, gigabytes):
     return curve, way, made
 
 
-@pytest.mark.parametrize("part", ["prior", "decoder", "prior_residual"])
+@pytest.mark.parametrize(
+    "part", ["prior", *(pytest.param(part, marks=pytest.mark.slow) for part in ("decoder", "prior_residual"))]
+)
 def test_losses_do_not_depend_on_the_budget(part, caplog):
     caplog.set_level(logging.INFO, "open_kandinsky.stages.recomputing")
     plain, _, made = losses(part, None)

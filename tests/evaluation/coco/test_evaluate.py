@@ -105,6 +105,7 @@ def pixels(image):
     )
 
 
+@pytest.mark.slow
 def test_pictures_do_not_depend_on_which_process_has_how_many_threads(asked, tmp_path):
     """A folder is gone on with by as many threads as it was begun with: the same bits as from one process."""
     first, _ = run(asked, tmp_path / "out", "limit=5")
@@ -252,6 +253,7 @@ def test_a_choice_that_there_is_not(asked, tmp_path):
         run(asked, tmp_path / "out", "protocol.reference=evry")
 
 
+@pytest.mark.slow
 def test_flat_pictures_are_refused(asked, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "flat", lambda image: True)
     refused("12 of 12 pictures have a single colour", asked, tmp_path, "metrics=[clip_score_own_clip]")
@@ -275,6 +277,7 @@ def test_one_noise_for_all_is_said(asked, tmp_path):
     assert found["seeds"] == [0, 0] and any("one noise" in caveat for caveat in found["warnings"])
 
 
+@pytest.mark.slow
 def test_runs_are_compared_on_one_page(asked, tmp_path):
     for scale in (1, 3):
         out = tmp_path / f"scale-{scale}"

@@ -40,6 +40,7 @@ def test_as_many_processes_as_there_are(asked, alone, tmp_path, processes):
     assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("*.claim"))
 
 
+@pytest.mark.slow
 def test_killed_five_times_and_gone_on_with(asked, alone, tmp_path):
     moments = random.Random(0)
     for _ in range(5):
