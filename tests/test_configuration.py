@@ -181,7 +181,11 @@ def test_a_mistyped_override_is_one_line_and_code_2(conf, tmp_path):
 
 def test_a_verb_runs_each_job_of_a_sweep_and_leaves_one_file(conf, tmp_path):
     done = run(conf, tmp_path, "-m", "seed=5,6")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "ran with 5\nran with 6\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "job 0: seed=5\nran with 5\njob 1: seed=6\nran with 6\n",
+        "",
+    )
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     assert left == ["program.py", "runs/sweep/multirun.yaml"]
 

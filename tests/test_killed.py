@@ -135,9 +135,10 @@ def test_told_to_go_it_says_how_to_go_on(asked, tmp_path, number):
     for _ in range(2):
         os.kill(process.pid, number)
     assert ended(process) == 75
-    (told,) = (log / "told").read_text().splitlines()
+    first, told = (log / "told").read_text().splitlines()
     step = last(tmp_path / "a")["global_step"]
     where = f"{tmp_path}/a"
+    assert first == f"training in {where}, from the beginning"
     assert told == (
         f"open-kandinsky train: {number.name} at step {step}, saved {where}/checkpoints/last.ckpt; "
         f"go on with the same command and run_dir={where} resume=auto"

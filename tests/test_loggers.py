@@ -5,12 +5,16 @@ import struct
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from makers import coco
 from makers.system import config, overrides
+from makers.verbs import called
 
 from open_kandinsky import configuration
+from open_kandinsky.callbacks import loggers
 from open_kandinsky.failures import message
 from open_kandinsky.train import train
 
@@ -74,7 +78,8 @@ def test_csv_needs_no_other_package(cached, tmp_path):
 
 @pytest.mark.parametrize("package", ["wandb", "tensorboard"])
 def test_a_package_that_is_not_there_is_named_in_one_line(cached, tmp_path, monkeypatch, package):
-    monkeypatch.setattr("open_kandinsky.callbacks.loggers.find_spec", lambda name: None)
+    for where in ("callbacks.loggers", "account"):
+        monkeypatch.setattr(f"open_kandinsky.{where}.find_spec", lambda name: None)
     with pytest.raises(Exception) as refusal:
         train(config("prior", cached, f"run_dir='{tmp_path / 'run'}'", f"logger={package}"))
     assert message(refusal.value) == f"logger={package} needs: pip install open-kandinsky[{package}]"
@@ -111,6 +116,49 @@ def written(log, read, enough, seconds=30):
     return found
 
 
+LOGIN = "logger=wandb: this machine is not logged in: run `wandb login`, or logger.offline=true, which writes to"
+
+
+@pytest.mark.usefixtures("wandb_folders")
+class TestWithoutALogin:
+    @pytest.fixture(autouse=True)
+    def nobody(self, tmp_path, monkeypatch):
+        """A person without an account; WANDB_MODE is what Lightning left of another test."""
+        for name in ("WANDB_API_KEY", "WANDB_MODE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
+        monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+
+    def test_it_is_told_before_anything_is_trained(self, cached, tmp_path, capfd):
+        given = overrides("prior_linear", cached, f"run_dir='{tmp_path / 'run'}'", "data.val_path=null", "logger=wandb")
+        assert called("train", *given) == 2
+        out, told = capfd.readouterr()
+        assert out == "" and LOGIN in told and told.count("\n") == 1, told
+        assert list((tmp_path / "run").iterdir()) == []
+
+    def test_several_runs_in_one_process(self, tmp_path, monkeypatch):
+        """Offline ones need no login, though one was asked for; and wandb says "no" while a run is open."""
+        import wandb
+
+        made = partial(loggers.wandb, project="a", name="b", save_dir=str(tmp_path), id=None)
+        with pytest.raises(ValueError, match=LOGIN):
+            made(offline=False)
+        assert made(offline=True).experiment is wandb.run is not None
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        monkeypatch.setattr(wandb, "login", lambda prompt: wandb.run is None)
+        made(offline=False)
+
+    def test_an_evaluation_tells_it_before_anything_is_drawn(self, system, tmp_path, capfd):
+        paths = {"weights": system, "coco": coco.make(tmp_path / "coco"), "out": tmp_path / "out"}
+        given = [f"{name}='{path}'" for name, path in paths.items()]
+        assert called("evaluate", *given, "protocol=smoke", "wandb=mine") == 2
+        out, told = capfd.readouterr()
+        assert out == "" and told.count("\n") == 1, told
+        assert "wandb=mine: this machine is not logged in: run `wandb login`, or set WANDB_MODE=offline" in told
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.usefixtures("wandb_folders")
 class TestWandb:
     @pytest.fixture
@@ -132,6 +180,7 @@ class TestWandb:
 
     def test_losses_config_and_system_figures(self, run):
         cfg, _, kinds = run("prior", "run", least=[("history", 4)])
+        assert {record.run.display_name for record in kinds["run"]} == {cfg.run_dir}
         rows = [history(record) for record in kinds["history"]]
         assert len([row for row in rows if "train/loss" in row]) == 4
         assert any("val/cosine_prior" in row for row in rows)

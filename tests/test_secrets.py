@@ -5,12 +5,16 @@ import socket
 import subprocess
 import sys
 from base64 import b64encode
+from pathlib import Path
 
 import pytest
 from makers.programs import environment
+from makers.shards import sample, write_tar
 from makers.system import overrides
 from makers.web import Handler, serving
 
+from open_kandinsky.data.tars import tar
+from open_kandinsky.data.tars.index import Indexer
 from open_kandinsky.secrets import HIDDEN, Masked, hidden_arguments, masked, masked_tree
 
 SECRET = "hunter2"
@@ -26,6 +30,7 @@ HIDE = [
 ]
 STAY = [
     "https://host:8080/a.tar?width=3",
+    "https://host:8080/a@2x.tar",
     "a sign that says 12:30, me@example.org",
     "stage.optimizer.lr=1e-4 data.key=7",
     "C://pictures/a@2x.png",
@@ -55,6 +60,22 @@ def test_a_stream_hides_what_is_written_a_line_or_several(monkeypatch):
     with hidden_arguments():
         assert SECRET not in sys.argv[1]
     assert SECRET in sys.argv[1]
+
+
+def test_shards_that_what_is_hidden_tells_apart_are_counted_apart(tmp_path):
+    """A key may be a file's name; an index has neither it nor a password."""
+    rows = {name: {f"{at}": sample(at) for at in range(n)} for name, n in (("one", 2), ("other", 3))}
+    files = {f"/get?key={name}": Path(write_tar(tmp_path / f"{name}.tar", rows[name])).read_bytes() for name in rows}
+    with serving(files) as web:
+        urls = [web.address.replace("://", f"://me:{SECRET}@") + path for path in files]
+        for _ in range(2):
+            index = Indexer(folder=str(tmp_path / "index"), threads=1, count=tar.count)(urls)
+            assert (index.urls, index.counts) == (urls, [2, 3])
+        asked = len(web.sent)
+        Indexer(folder=str(tmp_path / "index"), threads=1, count=tar.count)(urls)
+        assert len(web.sent) == asked, "what was counted is known by its name"
+    (kept,) = (tmp_path / "index").glob("*.json")
+    assert SECRET not in kept.read_text() and "other" not in kept.read_text()
 
 
 class Asking(Handler):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from makers.system import overrides
+from makers.verbs import called
 from omegaconf import OmegaConf
 
 from open_kandinsky import command_line, configuration, failures, sweeps
@@ -116,13 +117,87 @@ class TestStudy:
         assert sweeps.to_go("s", address, 5)[0] == 3
 
 
+@pytest.mark.parametrize("typed", [["seed=0,1"], ["sweep=optuna", "stage.optimizer.lr=interval(0,1)"]])
+def test_one_folder_for_several_jobs_is_refused(typed):
+    with pytest.raises(ValueError, match="run_dir=one is one folder for several jobs: leave it out") as refusal:
+        sweeps.refuse_one_folder(command_line.parse([*typed, "run_dir=one"]))
+    assert failures.message(refusal.value)
+    for own in ("run_dir=runs/${hydra:job.num}", "run_dir=one,other", "resume=auto"):
+        sweeps.refuse_one_folder(command_line.parse([*typed, own]))
+
+
+def test_one_job_in_a_queue_has_the_folder_that_it_is_given():
+    """As conf/launcher/slurm.yaml says it."""
+    sweeps.refuse_one_folder(command_line.parse(["launcher=slurm", "experiment=prior_toy", "run_dir=runs/decoder"]))
+
+
+@pytest.fixture
+def several(cached, tmp_path, monkeypatch, capfd):
+    """Of `train -m` in a folder of this test: the exit code, and what was said where."""
+    monkeypatch.chdir(tmp_path)
+    given = [o for o in overrides("prior_linear", cached, "run_dir=") if not o.startswith("run_dir=")]
+
+    def several(*typed):
+        code = called("train", "-m", *given, "data.val_path=null", *typed)
+        return code, *capfd.readouterr()
+
+    return several
+
+
+def names(folder):
+    return sorted(path.name for path in folder.glob("*"))
+
+
+def test_each_job_is_told_the_best_and_the_one_that_a_mistake_ended(several, tmp_path):
+    """And nothing of the sweep before it."""
+    (tmp_path / "runs" / "sweep").mkdir(parents=True)
+    (tmp_path / "runs" / "sweep" / "failed.txt").write_text("job 7 failed\n")
+    code, out, told = several("trainer.max_steps=-1,2,3", "objective=train/loss")
+    wrong = "trainer.max_steps=-1: say how long to train, as in trainer.max_steps=100000"
+    assert (code, told) == (2, f"open-kandinsky train: {wrong}\njob 0 failed: {wrong}\n")
+    lines, runs = out.splitlines(), names(tmp_path / "runs" / "prior_toy")
+    assert [line for line in lines if line.startswith("job ")] == [
+        f"job {at}: trainer.max_steps={steps}" for at, steps in enumerate((-1, 2, 3))
+    ]
+    assert [run[-2:] for run in runs] == ["_1", "_2"]
+    losses = [float(line.split()[1]) for line in lines if line.startswith("  train/loss ")]
+    best = losses.index(min(losses))
+    told = f"best of 2: train/loss {losses[best]:.4g} with trainer.max_steps={best + 2} in runs/prior_toy/{runs[best]}"
+    assert len(losses) == 2 and lines[-1] == told
+
+
+def test_jobs_that_share_a_folder_are_refused_before_the_first_one(several, tmp_path):
+    code, out, told = several("seed=0,1", "run_dir=one")
+    assert code == 2 and out == "" and told.count("\n") == 1 and "run_dir=one is one folder for several jobs" in told
+    assert names(tmp_path) == []
+
+
 @pytest.mark.slow
 def test_jobs_in_processes_of_their_own_that_are_not_trained_twice(cached, tmp_path):
     given = [o for o in overrides("prior_linear", cached, "run_dir=") if not o.startswith("run_dir=")]
-    command = [sys.executable, "-m", "open_kandinsky.train", "-m", "launcher=local", "sweep=grid", *given]
-    source = {"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "seed=0,1"], cwd=tmp_path, env=source, capture_output=True, text=True, timeout=280)
+    done = launched(given, tmp_path, "sweep=grid", "seed=0,1")
     assert done.returncode == 0, done.stderr
     runs = sorted((tmp_path / "runs" / "prior_toy" / "sweep").iterdir())
     assert sorted(OmegaConf.load(run / "config.yaml").seed for run in runs) == [0, 1]
     assert all((run / "weights.safetensors").is_file() for run in runs)
+
+
+def launched(given, folder, *typed):
+    """Each job in a process of its own."""
+    command = [sys.executable, "-m", "open_kandinsky.train", "-m", "launcher=local", *given, *typed]
+    source = {"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=source, capture_output=True, text=True, timeout=280)
+
+
+@pytest.mark.slow
+def test_jobs_that_are_started_at_once_have_a_folder_each(cached, tmp_path):
+    """Without sweep=grid, as conf/launcher/local.yaml has it; the third is a person's mistake."""
+    given = [o for o in overrides("prior_linear", cached, "run_dir=") if not o.startswith("run_dir=")]
+    done = launched(given, tmp_path, "trainer.max_steps=2,3,-1")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("job 2 failed: trainer.max_steps=-1: say how long to train")
+    assert done.stdout == "each job in a process of its own; what it prints: runs/sweep/jobs/%j\n"
+    assert len(list((tmp_path / "runs" / "sweep" / "jobs").glob("*/*_log.out"))) == 3
+    folder = tmp_path / "runs" / "prior_toy"
+    steps = {name[-2:]: OmegaConf.load(folder / name / "config.yaml").trainer.max_steps for name in names(folder)}
+    assert steps == {"_0": 2, "_1": 3} and len(list(folder.glob("*/weights.safetensors"))) == 2

@@ -74,7 +74,7 @@ def test_what_a_run_leaves(run):
 def test_a_run_is_not_overwritten(run):
     folder = run("prior_linear", 2, "a")
     before = (folder / "weights.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="a is not empty.*choose another, or go on.* resume=.*last.ckpt"):
+    with pytest.raises(ValueError, match="a is a run already, and none is .*: go on .* resume=auto, or choose another"):
         run("prior_linear", 2, "a")
     assert (folder / "weights.safetensors").read_bytes() == before
 

@@ -1,14 +1,16 @@
 """Passwords and tokens out of what is printed and kept: those of addresses, and of a command's headers."""
 
+import hashlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO, cast
 
 HIDDEN = "***"
 FORMS = [
-    (r"(://[^\s/@:'\"]*:)[^\s@'\"]+(?=@)", rf"\1{HIDDEN}"),  # user:password@host; a password may hold slashes
+    # user:password@host; a password may hold slashes, but host:8080/a@b is a port and a file
+    (r"(://[^\s/@:'\"]*:)(?!\d{1,5}/)[^\s@'\"]+(?=@)", rf"\1{HIDDEN}"),
     (r"(?<=://)[^\s/@:'\"]+(?=@)", HIDDEN),  # token@host
     (
         r"(?i)([?&;][\w.-]*(?:token|secret|signature|sig|password|passwd|pwd|credential|key|keyid|auth)=)[^\s&'\"]+",
@@ -17,13 +19,20 @@ FORMS = [
     (r"(?i)(authorization:\s*(?:bearer|basic|token)?\s*)[^\s'\"]+", rf"\1{HIDDEN}"),
 ]
 COMPILED = [(re.compile(form), put) for form, put in FORMS]
+OF_A_USER = COMPILED[:2]
 
 
-def masked(text: str) -> str:
+def masked(text: str, forms: Sequence[tuple[re.Pattern[str], str]] = COMPILED) -> str:
     """The same, with *** in the place of each password or token."""
-    for form, put in COMPILED:
+    for form, put in forms:
         text = form.sub(put, text)
     return text
+
+
+def told_apart(url: str) -> str:
+    """A masked address by which a file can be known; ?key=a and ?key=b may be two files, and have a hash each."""
+    name, whose = masked(url), masked(url, OF_A_USER)
+    return name if name == whose else f"{name} {hashlib.sha256(whose.encode()).hexdigest()[:12]}"
 
 
 def masked_tree(tree: Any) -> Any:

@@ -51,7 +51,9 @@ def refuse_one_job(parsed: Sequence[Override]) -> None:
 
 
 def refuse_one_folder(parsed: Sequence[Override]) -> None:
-    """ValueError where all jobs would train in one folder."""
+    """ValueError where several jobs would all train in one folder."""
+    if not is_search(parsed) and not any(o.is_sweep_override() for o in parsed):
+        return
     for o in parsed:
         if o.key_or_group == "run_dir" and not o.is_sweep_override() and "${" not in str(o.input_line):
             raise ValueError(

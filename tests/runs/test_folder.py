@@ -14,6 +14,7 @@ from makers.system import config
 from omegaconf import OmegaConf
 
 from open_kandinsky.callbacks.checkpoint_io import WholeCheckpoints
+from open_kandinsky.callbacks.history import better
 from open_kandinsky.callbacks.preemption import Preempted
 from open_kandinsky.failures import message
 from open_kandinsky.runs import folder as runs
@@ -125,9 +126,10 @@ class TestNewest:
 class TestRefused:
     def test_a_folder_of_other_things(self, tmp_path):
         (tmp_path / "thesis.tex").touch()
-        with pytest.raises(ValueError, match="holds no run to go on with, but other files") as refusal:
-            runs.start(tmp_path, "auto", is_first=True)
-        assert message(refusal.value)
+        for resume in (None, "auto"):
+            with pytest.raises(ValueError, match=r"holds other files and no run \(thesis.tex\): choose") as refusal:
+                runs.start(tmp_path, resume, is_first=True)
+            assert message(refusal.value)
 
     def test_a_folder_that_is_another_one_each_time(self, tmp_path):
         name = tmp_path / "2026-01-31_12-00-00"
@@ -201,6 +203,60 @@ class TestOneCommandAgainAndAgain:
         assert "every_n" not in text
         assert (folder / "config.1.yaml").read_text() == first
         assert "drop_text: 0.3" in (folder / "config.yaml").read_text()
+
+    def test_a_start_without_a_step_is_no_run(self, run, tmp_path, recwarn):
+        """No settings change that nothing was trained with; and it needs no resume=auto."""
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "config.yaml").write_text("seed: 7\n")
+        folder = run("a", "resume=null")
+        assert not list(folder.glob("config.*.yaml"))
+        assert not [str(w.message) for w in recwarn if "other settings" in str(w.message)]
+
+    @pytest.mark.parametrize("left", ["weights.safetensors", "checkpoints/step=00000002.ckpt", "previews"])
+    def test_what_a_run_has_made_is_not_written_over(self, tmp_path, left):
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "config.yaml").write_text("seed: 7\n")
+        (tmp_path / "metrics.csv").write_text("step,train/loss\n")
+        assert runs.start(tmp_path, None, is_first=True) is None
+        (tmp_path / left).touch()
+        with pytest.raises(ValueError, match="is a run already, .*by the same command and resume=auto, or choose"):
+            runs.start(tmp_path, None, is_first=True)
+
+
+class TestEnded:
+    def test_without_a_validation_the_last_loss(self, run):
+        folder = run("a")
+        assert runs.ended(folder) == [f"train/loss {float(curve(folder)[-1][1]):.4g}", f"curves: {folder}/metrics.csv"]
+
+    def test_the_best_of_before_a_resume_is_the_best(self, run, cached):
+        """Up the gradient, so that each validation is worse than the one before."""
+        each = [f"data.val_path='{cached}/cache/seen'", "trainer.val_check_interval=2", "stage.lr_schedule.steps=8"]
+        each += ["+stage.optimizer.maximize=true", "callbacks.ema.decay=0.1"]
+        run("a", *each, "trainer.max_steps=4")
+        folder = run("a", *each)
+        figures = {line.split()[0]: line for line in runs.ended(folder)}
+        assert list(figures)[:2] == ["train/loss", "val/cosine_prior"] and "best" not in figures["train/loss"]
+        rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+        found = [(float(row["val/cosine_prior"]), int(row["step"])) for row in rows if row["val/cosine_prior"]]
+        (best, step), (last, _) = max(found), found[-1]
+        assert step == 1 and len(found) == 4
+        assert figures["val/cosine_prior"] == f"val/cosine_prior {last:.4g}, best {best:.4g} at step {step + 1}"
+
+    @pytest.mark.parametrize(
+        ("name", "values", "best"),
+        [
+            ("val/loss", [3.0, 1.0, 2.0], (1.0, 1)),
+            ("val/psnr", [3.0, 4.0, 2.0], (4.0, 1)),
+            ("val/loss", [float("nan"), 3.0, float("nan"), 4.0], (3.0, 1)),
+            ("val/perplexity", [3.0, 1.0], (None, None)),
+            ("train/loss", [3.0, 1.0], (None, None)),
+        ],
+    )
+    def test_what_is_better(self, name, values, best):
+        found = (None, None)
+        for step, value in enumerate(values):
+            found = better(name, found, (value, step))
+        assert found == best
 
 
 class TestPreempted:

@@ -1,5 +1,6 @@
 """What a run has logged, through kills and resumes."""
 
+import math
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -17,18 +18,19 @@ class History(Callback):
 
     - `runs`: each logger's own name of the run, so that the same one is gone on with
     - `figures`: the last value of everything that was logged, by which a sweep compares runs
-    - `best`: of each figure that the progress bar shows of a validation, the best value and its step, or None twice
+    - `best`: of each figure that the progress bar shows, a validation's best value and its step, or None twice
     - `row`: what is logged at this step, but after the checkpoint is written
     """
 
     def __init__(self) -> None:
         self.figures: dict[str, float] = {}
         self.row: dict[str, int | float] = {}
-        self.best: dict[str, tuple[float | None, int | None]] = {}
+        self.best: dict[str, Best] = {}
         self.resumed, self.begun = False, False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.figures |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.best = {name: (None, None) for name in shown(trainer)} | self.best
         runs = {type(logger).__name__: str(logger.version) for logger in trainer.loggers}
         known = {"step": trainer.global_step, "runs": runs, "figures": self.figures, "best": self.best}
         checkpoint[KEY] = {**known, "row": row_to_come(trainer) if self.begun else {}}
@@ -58,8 +60,9 @@ class History(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            for name in trainer.progress_bar_metrics.keys() & trainer.callback_metrics.keys():
-                self.best[name] = better(self.best.get(name), name, trainer)
+            for name in shown(trainer):
+                value = float(trainer.callback_metrics[name])
+                self.best[name] = better(name, self.best.get(name, (None, None)), (value, trainer.global_step))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Where a run ended at a step with a validation, Lightning counts that step's row twice when it goes on."""
@@ -68,17 +71,19 @@ class History(Callback):
             self.resumed = False
 
 
-def better(before: Best | None, name: str, trainer: Trainer) -> Best:
-    """Of the best value so far and the present one; a figure whose sense nobody knows has none."""
-    value = float(trainer.callback_metrics[name])
+def shown(trainer: Trainer) -> list[str]:
+    """The figures of the progress bar, in its order."""
+    return [name for name in trainer.progress_bar_metrics if name in trainer.callback_metrics]
+
+
+def better(name: str, before: Best, now: tuple[float, int]) -> Best:
+    """The best so far or the present one; a figure whose sense nobody knows has none, and NaN is none."""
     sense = next(
         (sense for sense, names in SENSES.items() if name.startswith("val/") and any(n in name for n in names)), None
     )
-    if sense is None:
-        return None, None
-    if before is not None and before[0] is not None and sense * value <= sense * before[0]:
+    if sense is None or math.isnan(now[0]):
         return before
-    return value, trainer.global_step
+    return now if before[0] is None or sense * now[0] > sense * before[0] else before
 
 
 def row_to_come(trainer: Trainer) -> dict[str, int | float]:

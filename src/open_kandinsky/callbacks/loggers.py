@@ -16,10 +16,12 @@ def wandb(*, project: str, name: str, save_dir: str, offline: bool, id: str | No
     `id` is that of a run to go on with; where wandb does not know it, a run begins that bears it. ValueError where
     this machine is not logged in.
     """
-    if not offline and rank_zero_only.rank == 0:
-        account.check("logger=wandb", "logger.offline=true, which writes to the run's folder for `wandb sync`")
     require("wandb")
     finish()
+    if offline:
+        options["mode"] = "offline"  # WANDB_MODE, which Lightning sets, is read once a process
+    elif rank_zero_only.rank == 0:
+        account.check("logger=wandb", "logger.offline=true, which writes to the run's folder for `wandb sync`")
     return WandbLogger(project=project, name=name, save_dir=save_dir, offline=offline, id=id, resume="allow", **options)
 
 

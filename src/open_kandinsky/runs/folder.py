@@ -186,7 +186,7 @@ def recorded(run_dir: Path) -> dict[str, Any] | None:
 def keep_record(run_dir: Path, now: Mapping[str, Any]) -> None:
     """Before another config takes its place: warn of what changes the numbers, and keep the one of before."""
     before = recorded(run_dir)
-    if before is None:
+    if before is None or not has_trained(run_dir):
         return
     differ = changes(before, now)
     if differ.keys() - {"resume"}:

@@ -5,8 +5,8 @@ from contextlib import nullcontext
 
 import pytest
 
+from open_kandinsky import account
 from open_kandinsky.claims import Claims, share
-from open_kandinsky.evaluation.coco.report import board
 from open_kandinsky.evaluation.coco.report.board import Boarded
 
 FOUND = {
@@ -64,6 +64,6 @@ def test_once(started, tmp_path):
 
 
 def test_without_wandb(monkeypatch):
-    monkeypatch.setattr(board, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install open-kandinsky\[wandb\]"):
-        board.require()
+    monkeypatch.setattr(account, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"wandb=mine needs: pip install open-kandinsky\[wandb\]"):
+        account.check("wandb=mine", "set WANDB_MODE=offline")

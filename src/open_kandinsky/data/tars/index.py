@@ -19,7 +19,7 @@ from open_kandinsky.claims import Claims, share
 from open_kandinsky.data.tars.opening import open_url
 from open_kandinsky.data.tars.stamps import Stamp, folder_of, stamps
 from open_kandinsky.data.tars.tar import Counted, count
-from open_kandinsky.secrets import masked
+from open_kandinsky.secrets import told_apart
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Indexer:
         units = [FolderCounts(self.file(name), held, self.count, self.threads) for name, held in by_folder(urls)]
         share(units, Claims(self.folder), seen=lambda: None, pause=2.0)
         entries = {url: entry for unit in units for url, entry in unit.entries.items()}
-        found = {url: entries[masked(url)] for url in urls}
+        found = {url: entries[told_apart(url)] for url in urls}
         problems = {url: found[url][3] for url in urls if found[url][3] is not None}
         tell_problems(problems)
         return ShardIndex(list(urls), [found[url][0] for url in urls], problems)
@@ -92,7 +92,7 @@ class FolderCounts:
 
     def __init__(self, path: Path, shards: dict[str, Stamp], count: Callable[[str], Counted], threads: int) -> None:
         self.path, self.shards, self.count, self.threads = path, shards, count, threads
-        self.entries: dict[str, list[Any]] = {}  # masked address -> count, size, version, problem
+        self.entries: dict[str, list[Any]] = {}  # address without passwords -> count, size, version, problem
 
     @property
     def name(self) -> str:
@@ -101,7 +101,7 @@ class FolderCounts:
     def left(self) -> list[str]:
         """Those that were never counted, or have changed since."""
         known = self.entries
-        kept = {url: known.get(masked(url)) for url in self.shards}
+        kept = {url: known.get(told_apart(url)) for url in self.shards}
         return [url for url, stamp in self.shards.items() if (was := kept[url]) is None or tuple(was[1:3]) != stamp]
 
     def done(self) -> bool:
@@ -111,14 +111,14 @@ class FolderCounts:
     def do(self) -> None:
         """Counts what is left, in threads. Raises ValueError or OSError where some could not, the others kept."""
         entries, left = self.entries, self.left()
-        if changed := [url for url in left if masked(url) in entries]:
+        if changed := [url for url in left if told_apart(url) in entries]:
             log.warning(f"{len(changed)} shard(s) have changed and are counted again: {', '.join(changed[:NAMED])}")
         failed: dict[str, OSError] = {}
         for done, (url, found) in enumerate(self.counted(left), start=1):
             if isinstance(found, OSError):
                 failed[url] = found
             else:
-                entries[masked(url)] = [found.count, *self.shards[url], found.problem]
+                entries[told_apart(url)] = [found.count, *self.shards[url], found.problem]
             if done % SAVED_EVERY == 0 or done == len(left):
                 atomic.write(self.path, json.dumps(entries))
         refuse_failed(failed)
