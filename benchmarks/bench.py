@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
 
 HERE = Path(__file__).parent
 RESULTS, BASELINE = HERE / "results.json", HERE / "baseline.json"
@@ -30,10 +30,10 @@ Entry = dict[str, Any]
 
 def chosen(only: str | None) -> list[Path]:
     """ValueError for a name that no file of claims has."""
-    files = sorted((HERE / "claims").glob("*.py"))
-    found = [file for file in files if file.stem.startswith(only or "")]
+    scripts = sorted((HERE / "claims").glob("*.py"))
+    found = [file for file in scripts if file.stem.startswith(only or "")]
     if not found:
-        raise ValueError(f"ONLY={only}: there are {', '.join(file.stem for file in files)}")
+        raise ValueError(f"ONLY={only}: there are {', '.join(file.stem for file in scripts)}")
     return found
 
 
@@ -64,13 +64,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--gate", action="store_true")
     args = parser.parse_args()
-    files = chosen(args.only)
+    scripts = chosen(args.only)
     with ThreadPoolExecutor(2 if args.quick else 1) as pool:  # figures that mean nothing may disturb each other
-        entries = [entry for of_file in pool.map(partial(measured, quick=args.quick), files) for entry in of_file]
+        entries = [entry for of_file in pool.map(partial(measured, quick=args.quick), scripts) for entry in of_file]
     if not args.quick:
         measured_now = {entry["of"] for entry in entries}  # a GPU's claims measure nothing where there is none
         kept = [entry for entry in read(RESULTS) if entry["of"] not in measured_now]
-        atomic.write(RESULTS, json.dumps(sorted(kept + entries, key=lambda e: e["of"]), indent=2) + "\n")
+        files.write(RESULTS, json.dumps(sorted(kept + entries, key=lambda e: e["of"]), indent=2) + "\n")
     if args.gate and (fallen := losses(entries, read(BASELINE))):
         sys.exit("slower than baseline.json:\n" + "\n".join(fallen))
 

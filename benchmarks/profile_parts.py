@@ -30,7 +30,7 @@ from pairs import network, of_width, tensors  # noqa: E402
 from timing import seconds, where  # noqa: E402
 
 from open_kandinsky import configuration  # noqa: E402
-from open_kandinsky.diffusion.draws import ALONE  # noqa: E402
+from open_kandinsky.core.draws import ALONE  # noqa: E402
 from open_kandinsky.pipeline.packing import packed  # noqa: E402
 from open_kandinsky.train import make  # noqa: E402
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
 
 ROOT = Path(__file__).parents[1]
 Entry = dict[str, Any]
@@ -118,4 +118,4 @@ def main(claims: Claims, about: str | None) -> None:
         entries.append(entry | where())
         print(row(entries[-1]), flush=True)
         if args.json:  # as it comes: one that is stopped has what it measured
-            atomic.write(args.json, json.dumps(entries, indent=2) + "\n")
+            files.write(args.json, json.dumps(entries, indent=2) + "\n")

@@ -12,7 +12,7 @@ FILES = sorted(SRC.rglob("*.py"))
 MAY_IMPORT = {
     "diffusion": set(),
     "networks": set(),
-    "data": {"claims", "secrets"},
+    "data": {"secrets"},
     "metrics": set(),
     "stages": {"diffusion", "networks", "data.batch"},
     "callbacks": {"stages", "metrics", "diffusion", "networks", "data.batch", "weights", "account"},
@@ -20,11 +20,9 @@ MAY_IMPORT = {
     "pipeline": {"networks", "diffusion", "data", "weights"},
     "modes": {"pipeline", "data"},
     "loading": {"pipeline", "networks", "diffusion", "weights", "configuration"},
-    "evaluation": {"pipeline", "metrics", "data", "networks", "diffusion", "weights", "claims", "choices", "account"},
+    "evaluation": {"pipeline", "metrics", "data", "networks", "diffusion", "weights", "account"},
     "caching": {"data", "networks", "secrets"},
-    "atomic": set(),
-    "claims": set(),
-    "choices": set(),
+    "core": set(),
     "nodes": set(),
     "failures": set(),
     "secrets": set(),
@@ -75,7 +73,7 @@ def test_arrows_point_one_way(file):
         return
     assert here in MAY_IMPORT, f"{here} is a room that the design does not have"
     ours = [name.removeprefix("open_kandinsky.") for name in everywhere(file) if name.startswith("open_kandinsky.")]
-    allowed = tuple(f"{name}." for name in MAY_IMPORT[here] | {here, "atomic"})
+    allowed = tuple(f"{name}." for name in MAY_IMPORT[here] | {here, "core"})
     stray = [name for name in ours if not f"{name}.".startswith(allowed)]
     assert not stray, f"{here} may not import {stray}"
 

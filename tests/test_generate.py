@@ -146,7 +146,7 @@ def test_a_request_goes_on_where_it_stopped(asked, monkeypatch):
 def test_a_request_goes_on_with_the_same_batches_and_threads(asked, monkeypatch):
     """Stopped within a batch, and gone on with by a process of another number of threads: the same bits."""
     whole = numbered(generate(asked("count=3", "batch_size=4", out="whole")))
-    cfg, write = asked("count=3", "batch_size=4"), gallery.atomic.write
+    cfg, write = asked("count=3", "batch_size=4"), gallery.files.write
 
     def stopped(path, data):
         if Path(path).name == "00002.png":
@@ -154,7 +154,7 @@ def test_a_request_goes_on_with_the_same_batches_and_threads(asked, monkeypatch)
         write(path, data)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(gallery.atomic, "write", stopped)
+        patch.setattr(gallery.files, "write", stopped)
         generate(cfg)
     assert gallery.begun_with(path_in(cfg, "."))["threads"] == torch.get_num_threads() == 1
     torch.set_num_threads(2)
@@ -182,7 +182,7 @@ def test_what_is_killed_in_its_first_write_goes_on(asked, tmp_path):
     (tmp_path / "out").mkdir()
     process = subprocess.Popen(["true"])
     process.wait()
-    part = tmp_path / "out" / f".request.json.{gallery.atomic.machine()}.{process.pid}.0123abcd.part"
+    part = tmp_path / "out" / f".request.json.{gallery.files.machine()}.{process.pid}.0123abcd.part"
     part.write_text("{")
     out = generate(asked())
     assert not part.exists() and (out / "manifest.jsonl").is_file()

@@ -12,7 +12,7 @@ ROWS = 47
 def loaders(monkeypatch, processes, make):
     """One of each process; `make` builds its order."""
     for rank in range(processes):
-        monkeypatch.setattr(order, "process", lambda rank=rank: (rank, processes))
+        monkeypatch.setattr(order, "rank_and_world_size", lambda rank=rank: (rank, processes))
         table = Table({}, [""] * ROWS, [str(row) for row in range(ROWS)])
         yield MemoryLoader(table=table, order=make(), trained=lambda: None)
 

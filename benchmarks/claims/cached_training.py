@@ -25,12 +25,12 @@ from timing import Effort, Entry, compared, main  # noqa: E402
 from open_kandinsky import configuration  # noqa: E402
 from open_kandinsky.caching.encoders import Encoders  # noqa: E402
 from open_kandinsky.caching.prepared import Prepared  # noqa: E402
+from open_kandinsky.core.draws import ALONE  # noqa: E402
 from open_kandinsky.data.caches.fields import fields_of  # noqa: E402
 from open_kandinsky.data.caches.folder import read_manifest  # noqa: E402
 from open_kandinsky.data.caches.states import kept  # noqa: E402
 from open_kandinsky.data.caches.streamed import CacheShards, PrepareCached  # noqa: E402
 from open_kandinsky.data.transforms import ClipPixels, Pixels, open_image  # noqa: E402
-from open_kandinsky.diffusion.draws import ALONE  # noqa: E402
 from open_kandinsky.train import make  # noqa: E402
 
 BATCH, GOAL = 4, 2.0

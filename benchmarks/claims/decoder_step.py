@@ -28,7 +28,7 @@ from pairs import Pair, of_width, tensors, unet  # noqa: E402
 from timing import Effort, Entry, main  # noqa: E402
 
 from open_kandinsky import configuration  # noqa: E402
-from open_kandinsky.diffusion.draws import ALONE  # noqa: E402
+from open_kandinsky.core.draws import ALONE  # noqa: E402
 from open_kandinsky.train import hush, make  # noqa: E402
 
 BATCH, CLIP = 4, 1.0

@@ -26,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from timing import Effort, Entry, main  # noqa: E402
 
 from open_kandinsky import configuration  # noqa: E402
+from open_kandinsky.core.draws import ALONE  # noqa: E402
 from open_kandinsky.data.caches.folder import finish, shard_files, write_null  # noqa: E402
 from open_kandinsky.data.caches.rows import rows_of  # noqa: E402
 from open_kandinsky.data.caches.shard import write_shard  # noqa: E402
 from open_kandinsky.data.caches.states import kept  # noqa: E402
 from open_kandinsky.data.memory import MemoryLoader  # noqa: E402
 from open_kandinsky.data.order import FixedOrder  # noqa: E402
-from open_kandinsky.diffusion.draws import ALONE  # noqa: E402
 from open_kandinsky.train import hush, make  # noqa: E402
 
 ROWS, STEPS = 512, 5  # of the set; of a turn

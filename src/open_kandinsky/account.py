@@ -3,6 +3,8 @@
 import os
 from importlib.util import find_spec
 
+from open_kandinsky.core.errors import UserError
+
 OFFLINE = ("offline", "disabled", "dryrun")  # what WANDB_MODE may say
 
 
@@ -12,7 +14,7 @@ def check(asked: str, remedy: str) -> None:
     Nothing is asked of a person, and nothing of its server where WANDB_MODE says so.
     """
     if find_spec("wandb") is None:
-        raise ValueError(f"{asked} needs: pip install open-kandinsky[wandb]")
+        raise UserError(f"{asked} needs: pip install open-kandinsky[wandb]")
     if os.environ.get("WANDB_MODE") in OFFLINE:
         return
     import wandb
@@ -22,4 +24,4 @@ def check(asked: str, remedy: str) -> None:
     except wandb.Error as error:
         known, why = False, str(error).strip().splitlines()[0].rstrip(".")
     if not known:
-        raise ValueError(f"{asked}: {why}: run `wandb login`, or {remedy}")
+        raise UserError(f"{asked}: {why}: run `wandb login`, or {remedy}")

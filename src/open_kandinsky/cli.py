@@ -2,8 +2,9 @@
 
 import runpy
 import sys
-from difflib import get_close_matches
 from importlib.metadata import version
+
+from open_kandinsky.core.suggest import remedy
 
 VERBS = {
     "train": "train one stage: clip, movq, prior or decoder",
@@ -47,9 +48,7 @@ def usage() -> str:
 
 def refusal(verb: str) -> int:
     """Say on stderr that there is no such verb, with the nearest one; returns the exit code."""
-    near = get_close_matches(verb, VERBS, n=1, cutoff=0.5)
-    remedy = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(VERBS)}"
-    print(f"open-kandinsky: no such verb {verb!r}; {remedy}", file=sys.stderr)
+    print(f"open-kandinsky: no such verb {verb!r}; {remedy(verb, VERBS)}", file=sys.stderr)
     return 2
 
 

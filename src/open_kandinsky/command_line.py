@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from open_kandinsky import nodes, overrides
+from open_kandinsky.core.errors import UserError
 
 
 def parse(typed: Sequence[str]) -> list[Override]:
@@ -20,7 +21,7 @@ def parse(typed: Sequence[str]) -> list[Override]:
 def refuse_sweeps(parsed: Sequence[Override]) -> None:
     for o in parsed:
         if o.is_sweep_override():
-            raise ValueError(f"{o.input_line!r} gives several values: add -m to run each, or quote the value")
+            raise UserError(f"{o.input_line!r} gives several values: add -m to run each, or quote the value")
 
 
 def dotted(override: Override) -> str:
@@ -67,7 +68,7 @@ def unknown_to_hydra(config_name: str, choices: Sequence[Override]) -> str | Non
     own = hydra.compose(config_name, groups, return_hydra_config=True).hydra
     known = list(nodes.keys({"hydra": OmegaConf.to_container(own, resolve=False)}))
     wrong = [dotted(o) for o in choices if dotted(o).startswith("hydra.") and not o.is_add() and dotted(o) not in known]
-    return f"no such key {wrong[0]!r}" + overrides.meant(nodes.nearest(wrong[0], known)) if wrong else None
+    return f"no such key {wrong[0]!r}" + overrides.meant(nodes.nearest_key(wrong[0], known)) if wrong else None
 
 
 def uninstalled(error: Exception) -> str | None:

@@ -17,7 +17,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from open_kandinsky import atomic, command_line, nodes, overrides, sweeps
+from open_kandinsky import command_line, nodes, overrides, sweeps
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.failures import message, told
 from open_kandinsky.secrets import hidden, masked_tree
 
@@ -88,7 +90,7 @@ OmegaConf.register_new_resolver("is_null", lambda value: value is None, replace=
 
 def save(cfg: DictConfig, path: str | Path) -> None:
     """Write the resolved config to `path`, without passwords: whole or not at all. OSError names the file."""
-    atomic.write(path, OmegaConf.to_yaml(OmegaConf.create(record(cfg))))
+    files.write(path, OmegaConf.to_yaml(OmegaConf.create(record(cfg))))
 
 
 def record(cfg: DictConfig) -> dict[str, Any]:
@@ -186,10 +188,10 @@ def with_choices(config_name: str, choices: Sequence[Override]) -> dict[str, Any
             or command_line.misplaced(config_name, choices)
             or command_line.unknown_to_hydra(config_name, choices)
         )
-        raise ValueError(told or message(error)) from error
+        raise UserError(told or message(error)) from error
     added = [o for o in choices if o.is_add()]
     if added:
         placed = plain(hydra.compose(config_name, [str(o.input_line) for o in choices if not o.is_add()]))
         if set(base) - set(placed):
-            raise ValueError(f"{config_name} has no place for {added[0].input_line!r}")
+            raise UserError(f"{config_name} has no place for {added[0].input_line!r}")
     return base

@@ -14,8 +14,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from open_kandinsky import atomic, configuration
-from open_kandinsky.choices import chosen
+from open_kandinsky import configuration
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.suggest import lookup
 from open_kandinsky.loading import USUAL, Picks, find, network, with_sampling
 from open_kandinsky.weights import checkpoint, store
 from open_kandinsky.weights.diffusers import export
@@ -33,21 +35,21 @@ SUMS = "SHA256SUMS"  # as sha256sum -c reads it; written last
 
 def convert(cfg: DictConfig) -> Path:
     """Run it; returns the folder. ValueError for a choice that there is not, and for a folder that holds something."""
-    write, pick = chosen("layout", cfg.layout, LAYOUTS), chosen("weights_of", cfg.weights_of, WEIGHTS_OF)
-    dtype = chosen("dtype", cfg.dtype, store.DTYPES)
+    write, pick = lookup("layout", cfg.layout, LAYOUTS), lookup("weights_of", cfg.weights_of, WEIGHTS_OF)
+    dtype = lookup("dtype", cfg.dtype, store.DTYPES)
     out, given = Path(cfg.to), cfg["from"]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"to={out}: there is something already, and nothing is overwritten: choose another folder")
+        raise UserError(f"to={out}: there is something already, and nothing is overwritten: choose another folder")
     source: Any = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
     parts = find(source, pick)
     agree(parts)
     refuse_idle(cfg.weights_of, parts)
     dropped: dict[str, dict[str, int]] = {}
-    with atomic.new_folder(out) as folder, tqdm(total=len(parts), desc="parts", unit="part") as bar:
+    with files.new_folder(out) as folder, tqdm(total=len(parts), desc="parts", unit="part") as bar:
         write(folder, {name: counted(name, part, dropped) for name, part in parts.items()}, dtype, bar)
         written = sorted(path for path in folder.rglob("*") if path.is_file())
         sums = (f"{store.sha256(path)}  {path.relative_to(folder)}\n" for path in written)
-        atomic.write(folder / SUMS, "".join(sums))
+        files.write(folder / SUMS, "".join(sums))
     for name, each in dropped.items():
         print(f"{name}: {left_out(each)}")
     return out
@@ -70,7 +72,7 @@ def refuse_idle(weights_of: str, parts: Mapping[str, Part]) -> None:
     if weights_of != "usual" and not any(part.choice for part in parts.values()):
         file = parts["movq"].files[0]
         told = f"weights_of={weights_of}: {file} holds one set of weights, and so do the other parts'"
-        raise ValueError(f"{told}; name a training's checkpoint, as {{rest: ..., decoder: RUN/checkpoints/last.ckpt}}")
+        raise UserError(f"{told}; name a training's checkpoint, as {{rest: ..., decoder: RUN/checkpoints/last.ckpt}}")
 
 
 def write_native(out: Path, parts: Mapping[str, Part], dtype: torch.dtype, bar: tqdm) -> None:
@@ -79,7 +81,7 @@ def write_native(out: Path, parts: Mapping[str, Part], dtype: torch.dtype, bar: 
         cfg = OmegaConf.create(with_sampling(part, name))
         if name == TEXT:
             for file in export.tokenizer_files(Path(cfg.stage.network.tokenizer)):
-                atomic.write(out / name / "tokenizer" / file.name, file.read_bytes())
+                files.write(out / name / "tokenizer" / file.name, file.read_bytes())
             cfg.stage.network.tokenizer = "tokenizer"
         store.write(out / name / store.WEIGHTS, network(part, dtype).state_dict())
         configuration.save(cfg, out / name / "config.yaml")

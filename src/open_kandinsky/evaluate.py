@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from open_kandinsky import configuration
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.asked import DRAWING, OPTIONS, Asked
 from open_kandinsky.evaluation.samples import exactly
 from open_kandinsky.evaluation.shapes import called
@@ -61,7 +62,7 @@ def evaluate(cfg: DictConfig) -> str:
 def refuse_idle(wanted: Mapping[str, Any], reads: tuple[str, ...]) -> None:
     """ValueError for a value that was given and would have no effect."""
     if idle := [name for name in OPTIONS if name not in reads and wanted[name] not in (None, [])]:
-        raise ValueError(f"this protocol does not read {', '.join(idle)}; leave it out, or take another protocol")
+        raise UserError(f"this protocol does not read {', '.join(idle)}; leave it out, or take another protocol")
 
 
 def subject(wanted: Mapping[str, Any], prior: str, options: Mapping[str, Any], seed: int) -> Subject:
@@ -84,7 +85,7 @@ def with_prior(weights: Source, prior: str) -> Source:
     if prior == "prior":
         return weights
     if isinstance(weights, Mapping):
-        raise ValueError(f"priors={prior}: a folder below weights, and these are a mapping: name the prior there")
+        raise UserError(f"priors={prior}: a folder below weights, and these are a mapping: name the prior there")
     return {REST: weights, "prior": Path(weights) / prior}
 
 

@@ -1,20 +1,19 @@
 """Which failures are a person's to mend, and how they are told: one message, no traceback.
 
-A person's: a ValueError that this package raised on purpose, a number that is none in training, a file or disk that
-failed, a config that does not fit. Everything else is a bug and keeps its traceback. HYDRA_FULL_ERROR=1 shows every
+A person's are, by their types: a UserError, a NumericalError, a file or disk that failed, a config that does not fit,
+and the death of another process. Everything else is a bug and keeps its traceback. HYDRA_FULL_ERROR=1 shows every
 traceback.
 """
 
 import errno
-import linecache
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-PACKAGE = str(Path(__file__).parent)
+from open_kandinsky.core.errors import NumericalError, UserError
+
 REFUSED, INTERRUPTED = 2, 130  # exit codes
 # What gloo, NCCL and torch's store say to those who waited for a process that has died.
 GONE = ("Connection (closed|reset) by", "Socket (Timeout|closed)", "Broken pipe", "remote process (exited|has)")
@@ -55,9 +54,9 @@ def message(error: BaseException) -> str | None:
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno is not None:
         return about_a_file(error)
-    if isinstance(error, (ValueError, FloatingPointError)) and raised_by_us(error):
+    if isinstance(error, (UserError, NumericalError)):
         return str(error)
-    return from_a_worker(error) or about_another_process(error)
+    return about_another_process(error)
 
 
 def is_about_the_config(error: BaseException) -> bool:
@@ -73,27 +72,6 @@ def about_a_file(error: OSError) -> str:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error.strerror)
     kept = "; nothing was overwritten" if full else ""
     return f"{where}{error.strerror}{kept}"
-
-
-def raised_by_us(error: BaseException) -> bool:
-    """Whether the innermost frame is a `raise` in this package: int('x') going wrong in our code is a bug."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    if frame is None or not frame.tb_frame.f_code.co_filename.startswith(PACKAGE):
-        return False
-    line = linecache.getline(frame.tb_frame.f_code.co_filename, frame.tb_lineno)
-    return not line or "raise " in line
-
-
-def from_a_worker(error: BaseException) -> str | None:
-    """A loader's worker sends its traceback as text; the same two rules, read from that text."""
-    text = str(error)
-    if not text.startswith("Caught ") or "in DataLoader worker" not in text:
-        return None
-    files = re.findall(r'File "(.+?)", line \d+', text)
-    ours = isinstance(error, ValueError) and bool(files) and files[-1].startswith(PACKAGE)
-    return text.strip().splitlines()[-1].partition(": ")[2] if ours or isinstance(error, OSError) else None
 
 
 def about_another_process(error: BaseException) -> str | None:

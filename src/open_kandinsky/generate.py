@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from open_kandinsky import configuration
-from open_kandinsky.choices import chosen
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.suggest import lookup
 from open_kandinsky.data.prompts import is_picture
 from open_kandinsky.evaluation.gallery import Gallery, Picture, begun_with
 from open_kandinsky.loading import check_steps, fingerprints, load
@@ -79,10 +80,10 @@ def draw(
 def mode_of(wanted: Mapping[str, Any]) -> Mode:
     """ValueError for a mode that there is not, and for a value that the mode would not look at."""
     name = str(wanted["mode"])
-    mode = chosen("mode", name, MODES)
+    mode = lookup("mode", name, MODES)
     others = {name for other in MODES.values() for name in other.reads} - set(mode.reads)
     if idle := sorted(name for name in others if wanted[name] not in (None, "", [])):
-        raise ValueError(f"mode={name} does not read {', '.join(idle)}; it reads {', '.join(mode.reads)}")
+        raise UserError(f"mode={name} does not read {', '.join(idle)}; it reads {', '.join(mode.reads)}")
     return mode
 
 
@@ -90,7 +91,7 @@ def asked_of(wanted: Mapping[str, Any], mode: Mode) -> list[Asked]:
     """Every picture asked for."""
     asked = mode.asked(wanted)
     if not asked:
-        raise ValueError(f"nothing to draw: mode={wanted['mode']} needs {mode.needs}")
+        raise UserError(f"nothing to draw: mode={wanted['mode']} needs {mode.needs}")
     return asked
 
 
@@ -99,9 +100,9 @@ def check(wanted: Mapping[str, Any]) -> None:
     for name in ("count", "batch_size"):
         options.at_least_one(name, wanted[name])
     if not options.is_whole(wanted["seed"]):
-        raise ValueError(f"seed={wanted['seed']}: a whole number")
+        raise UserError(f"seed={wanted['seed']}: a whole number")
     options.check({name: wanted[name] for name in options.CHECKS if name in wanted})
-    chosen("dtype", wanted["dtype"], store.DTYPES)
+    lookup("dtype", wanted["dtype"], store.DTYPES)
     device = wanted["device"]
     for one in device.values() if isinstance(device, Mapping) else [device]:
         check_device(one)

@@ -16,6 +16,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from open_kandinsky import configuration
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.human.comparison import Comparison
 from open_kandinsky.evaluation.human.pairs import Pair, read_pairs
 from open_kandinsky.evaluation.human.results import results, told
@@ -27,14 +28,14 @@ from open_kandinsky.evaluation.report import write_json
 def judge(cfg: DictConfig) -> None:
     """Serve the page until Ctrl-C, or say what the votes come to. ValueError for a choice that there is not."""
     if cfg.show not in SHOW:
-        raise ValueError(f"show={cfg.show}: {' or '.join(SHOW)}")
+        raise UserError(f"show={cfg.show}: {' or '.join(SHOW)}")
     SHOW[cfg.show](cfg, read_pairs(Path(cfg.a), Path(cfg.b)))
 
 
 def show_page(cfg: DictConfig, pairs: list[Pair]) -> None:
     """Where the page is, and at the end how many votes there are."""
     if cfg.out is not None:
-        raise ValueError(f"out={cfg.out} is read with show=results; the page writes to votes={cfg.votes} alone")
+        raise UserError(f"out={cfg.out} is read with show=results; the page writes to votes={cfg.votes} alone")
     votes = Votes(Path(cfg.votes), pairs)
     with serving(Comparison(pairs, votes, seed=cfg.seed), cfg.port) as server:
         print(f"{len(pairs)} pairs to judge at http://{LOOPBACK}:{server.server_port}/", flush=True)
@@ -48,9 +49,9 @@ def show_page(cfg: DictConfig, pairs: list[Pair]) -> None:
 def show_results(cfg: DictConfig, pairs: list[Pair]) -> None:
     """Print them, and write them to `out` where one is given; a file that is there is left alone."""
     if not Path(cfg.votes).is_file():
-        raise ValueError(f"votes={cfg.votes}: no such file; show=page is where votes are cast")
+        raise UserError(f"votes={cfg.votes}: no such file; show=page is where votes are cast")
     if cfg.out is not None and Path(cfg.out).exists():
-        raise ValueError(f"out={cfg.out} exists, and nothing is overwritten: choose another name")
+        raise UserError(f"out={cfg.out} exists, and nothing is overwritten: choose another name")
     votes = Votes(Path(cfg.votes), pairs)
     found = {"a": cfg.a, "b": cfg.b, "asked": len(pairs)} | results(votes.counting())
     found["replaced"] = votes.cast_in_all() - found["votes"]

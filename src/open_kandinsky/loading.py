@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor
 
 from open_kandinsky.configuration import CONF
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.diffusion.samplers import named
 from open_kandinsky.networks.condition import ImageCondition
 from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling, compiling, packing
@@ -91,7 +92,7 @@ def image_size(decoder: Part) -> int:
     """Pixels a side, as it was trained. ValueError for what is none."""
     side = decoder.config["dims"].get("image_size")
     if not isinstance(side, int) or not MIN_SIDE <= side <= MAX_SIDE:
-        raise ValueError(f"{decoder.folder}: dims.image_size is {side}; sides are {MIN_SIDE} to {MAX_SIDE} pixels")
+        raise UserError(f"{decoder.folder}: dims.image_size is {side}; sides are {MIN_SIDE} to {MAX_SIDE} pixels")
     return side
 
 
@@ -128,7 +129,7 @@ def trained(folder: str | Path, part: str | None = None, dtype: torch.dtype = to
     found = native.exported(Path(folder))
     held = native.part_of(found.config, found.folder)
     if part not in (None, held):
-        raise ValueError(f"{folder} holds weights of a {held}, and those of a {part} are wanted")
+        raise UserError(f"{folder} holds weights of a {held}, and those of a {part} are wanted")
     return network(found, dtype)
 
 
@@ -146,7 +147,7 @@ def network(part: Part, dtype: torch.dtype = torch.float32) -> Any:
     parameters, like = {name for name, _ in made.named_parameters()}, made.state_dict()
     for name in list(state):  # in place, so that no more than one tensor is held twice
         if name in like and state[name].is_floating_point() != like[name].is_floating_point():
-            raise ValueError(f"{where}: {name!r} is of {state[name].dtype}, and {like[name].dtype} is wanted")
+            raise UserError(f"{where}: {name!r} is of {state[name].dtype}, and {like[name].dtype} is wanted")
         state[name] = numbers(state[name], dtype if name in parameters else torch.float32, name, part.folder)
     made.load_state_dict(state, assign=True)
     return made.requires_grad_(False).eval()
@@ -159,7 +160,7 @@ def numbers(x: Tensor, dtype: torch.dtype, name: str, folder: Path) -> Tensor:
     made = x.to(dtype, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
     if not finite(made):
         cause = f"too great for {dtype}" if finite(x) else "damaged, or of a training that diverged"
-        raise ValueError(f"{folder}: {name!r} holds what is no number (NaN or infinite): {cause}")
+        raise UserError(f"{folder}: {name!r} holds what is no number (NaN or infinite): {cause}")
     return made
 
 
@@ -172,7 +173,7 @@ def diffusion(part: Part, name: str, made: Any, device: Device) -> Diffusion:
     """Sampled as its weights say, and where they do not, as Kandinsky 2.1."""
     stage, where = part.config["stage"], str(part.folder)
     if "alpha_bar" not in stage or "parameterisation" not in stage:
-        raise ValueError(f"{where}: no weights of a {name}, whose config has stage.alpha_bar and parameterisation")
+        raise UserError(f"{where}: no weights of a {name}, whose config has stage.alpha_bar and parameterisation")
     return Diffusion(
         network=made,
         alpha_bar=build.schedule(stage["alpha_bar"], where).to(device),
@@ -186,11 +187,11 @@ def sampling(part: Part, name: str) -> Sampling:
     found = with_sampling(part, name)["sampling"]
     known = Sampling.__dataclass_fields__.keys()
     if stray := sorted(map(str, found.keys() - known)):
-        raise ValueError(f"{part.folder}: sampling.{stray[0]} is none of {', '.join(known)}")
+        raise UserError(f"{part.folder}: sampling.{stray[0]} is none of {', '.join(known)}")
     try:
         return Sampling(**found).but(**{key: found[key] for key in found if key != "clamp"})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{part.folder}: its sampling cannot be: {error}") from error
+        raise UserError(f"{part.folder}: its sampling cannot be: {error}") from error
 
 
 def with_sampling(part: Part, name: str) -> dict[str, Any]:
@@ -222,5 +223,5 @@ def text_encoder(parts: Mapping[str, Part], made: Mapping[str, Any]) -> Any:
     width, own = (made["decoder"].condition.text_tokens.in_features, parts["clip"].config["dims"]["clip_text_width"])
     if width != own:
         told = f"the decoder ({parts['decoder'].folder}) reads text states {width} wide, and CLIP's are {own} wide"
-        raise ValueError(f"{told}: its own text encoder is missing; give its folder as text, {{text: FOLDER, ...}}")
+        raise UserError(f"{told}: its own text encoder is missing; give its folder as text, {{text: FOLDER, ...}}")
     return made["clip"]

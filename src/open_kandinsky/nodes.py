@@ -5,10 +5,12 @@ Works on plain dicts and lists. What may be built of a config that comes with we
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from functools import cache
 from pkgutil import resolve_name
 from typing import Any, get_args
+
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.suggest import nearest
 
 HOMES = ("open_kandinsky.", "torch.", "lightning.", "torchmetrics.")
 
@@ -69,16 +71,15 @@ def named(annotation: Any) -> str:
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
-def nearest(key: str, among: Iterable[str]) -> str | None:
+def nearest_key(key: str, among: Iterable[str]) -> str | None:
     """What somebody who wrote `key` most likely meant: a sibling, the same last name elsewhere, or a look-alike."""
     parent, _, name = key.rpartition(".")
     among = list(among)
     siblings = {k.rpartition(".")[2]: k for k in among if k.rpartition(".")[0] == parent}
-    if close := get_close_matches(name, siblings, n=1):
-        return siblings[close[0]]
+    if close := nearest(name, siblings):
+        return siblings[close]
     namesakes = [k for k in among if k.rpartition(".")[2] == name]
-    close = get_close_matches(key, namesakes, n=1, cutoff=0.0) or get_close_matches(key, among, n=1)
-    return close[0] if close else None
+    return nearest(key, namesakes, cutoff=0.0) or nearest(key, among)
 
 
 def refuse_misfits(tree: Any) -> None:
@@ -90,23 +91,23 @@ def refuse_misfits(tree: Any) -> None:
 def refuse_misfit(path: str, node: Mapping[str, Any], tree: Any) -> None:
     target, where = node["_target_"], path or "the config"
     if not str(target).startswith(HOMES):
-        raise ValueError(f"{where} names {target!r} as its _target_; one starts with {', '.join(HOMES)}")
+        raise UserError(f"{where} names {target!r} as its _target_; one starts with {', '.join(HOMES)}")
     try:
         located(target)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{where}: cannot find its _target_ {target!r}: {error}") from error
+        raise UserError(f"{where}: cannot find its _target_ {target!r}: {error}") from error
     for argument in arguments(node):
         if not takes(target, argument):
-            raise ValueError(not_taken(path, target, argument, tree))
+            raise UserError(not_taken(path, target, argument, tree))
         refuse_words_for_numbers(join(path, argument), node[argument], (parameters(target) or {}).get(argument))
     if absent := lacking(node):
-        raise ValueError(f"{where} lacks {', '.join(map(repr, absent))}, which {target} needs")
+        raise UserError(f"{where} lacks {', '.join(map(repr, absent))}, which {target} needs")
 
 
 def refuse_words_for_numbers(key: str, value: Any, parameter: inspect.Parameter | None) -> None:
     """ValueError where a signature wants a number and the config has a word, which is not to be resolved yet."""
     if isinstance(value, str) and "${" not in value and value != "???" and parameter and numeric(parameter.annotation):
-        raise ValueError(f"{key}={value}: no number; it takes {named(parameter.annotation)}")
+        raise UserError(f"{key}={value}: no number; it takes {named(parameter.annotation)}")
 
 
 def numeric(annotation: Any) -> bool:
@@ -127,7 +128,7 @@ def is_word(key: str) -> bool:
 def not_taken(path: str, target: str, argument: str, tree: Any) -> str:
     key = join(path, argument)
     known = [join(path, name) for name in parameters(target) or {}]
-    near = nearest(key, [*known, *(k for k in keys(tree) if not f"{k}.".startswith(f"{key}."))])
+    near = nearest_key(key, [*known, *(k for k in keys(tree) if not f"{k}.".startswith(f"{key}."))])
     return f"{path or target} takes no {argument!r}" + (f"; nearest: {near!r}" if near else f" ({target})")
 
 

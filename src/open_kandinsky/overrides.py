@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from open_kandinsky import nodes
+from open_kandinsky.core.errors import UserError
 
 MISSING = "???"
 ABSENT = object()
@@ -31,12 +32,12 @@ def refuse_unknown_option(group: str, option: str, folders: Sequence[Path], pack
     """ValueError where `folders` hold no such group or option of it; `package` is what was typed after an @."""
     placed = f"{group}@{package}" if package else group
     if group not in groups(folders):
-        raise ValueError(f"no such group {group!r}" + meant(nodes.nearest(group, groups(folders))))
+        raise UserError(f"no such group {group!r}" + meant(nodes.nearest_key(group, groups(folders))))
     known = options(group, folders)
     if option.removesuffix(".yaml") not in known:
-        near = nodes.nearest(option, known)
+        near = nodes.nearest_key(option, known)
         remedy = meant(f"{placed}={near}") if near else f"; there are: {', '.join(known)}"
-        raise ValueError(f"no such option '{placed}={option}'" + remedy)
+        raise UserError(f"no such option '{placed}={option}'" + remedy)
 
 
 def chosen_as(group: str, option: str, choices: Iterable[str]) -> str | None:
@@ -56,10 +57,10 @@ def refuse_unknown_key(key: str, typed: str, base: Mapping[str, Any], group_name
     owner, _, argument = unknown.rpartition(".")
     target = target_at(base, owner)
     if target and nodes.takes(target, argument):
-        raise ValueError(f"{unknown!r} is not set here but {target} takes it: add it with a plus, '+{typed}'")
+        raise UserError(f"{unknown!r} is not set here but {target} takes it: add it with a plus, '+{typed}'")
     beside = [nodes.join(owner, name) for name in nodes.parameters(target) or ()] if target else []
-    raise ValueError(
-        f"no such key {unknown!r}" + meant(nodes.nearest(unknown, [*nodes.keys(base), *group_names, *beside]))
+    raise UserError(
+        f"no such key {unknown!r}" + meant(nodes.nearest_key(unknown, [*nodes.keys(base), *group_names, *beside]))
     )
 
 
@@ -70,10 +71,10 @@ def refuse_stray_key(key: str, base: Mapping[str, Any], tree: Mapping[str, Any])
     parts = key.split(".")
     owner = next((o for o in prefixes(parts) if target_at(tree, o)), None)
     if owner is None or first_unknown(base, parts[0]) is not None:
-        raise ValueError(f"no such key {key!r}" + meant(nodes.nearest(key, nodes.keys(base))))
+        raise UserError(f"no such key {key!r}" + meant(nodes.nearest_key(key, nodes.keys(base))))
     argument, target = key.removeprefix(owner).strip(".").partition(".")[0], target_at(tree, owner)
     if argument and not nodes.is_word(argument) and target and not nodes.takes(target, argument):
-        raise ValueError(nodes.not_taken(owner, target, argument, base))
+        raise UserError(nodes.not_taken(owner, target, argument, base))
 
 
 def refuse_missing(tree: Any, config_name: str, conf: Path) -> None:
@@ -83,7 +84,7 @@ def refuse_missing(tree: Any, config_name: str, conf: Path) -> None:
         lines = [
             f"  {key}={takes and '  ' + takes}" for key in absent for takes in [taken(key, tree, config_name, conf)]
         ]
-        raise ValueError("these need a value:\n" + "\n".join(lines))
+        raise UserError("these need a value:\n" + "\n".join(lines))
 
 
 def taken(key: str, tree: Any, config_name: str, conf: Path) -> str:

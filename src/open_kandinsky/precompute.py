@@ -19,14 +19,16 @@ from typing import Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from open_kandinsky import atomic, configuration, loading, secrets
+from open_kandinsky import configuration, loading, secrets
 from open_kandinsky.caching.check import chosen, differing, problems
 from open_kandinsky.caching.encoders import Encoders
 from open_kandinsky.caching.inputs import Input, inputs
 from open_kandinsky.caching.making import FinishUnit, Judge, Maker, NullUnit, ShardUnit
 from open_kandinsky.caching.prepared import Prepare
 from open_kandinsky.caching.survey import Survey, survey
-from open_kandinsky.claims import Claims, share
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.leases import Leases, share
 from open_kandinsky.data.caches.folder import begin, read_manifest
 from open_kandinsky.data.caches.states import kept
 from open_kandinsky.data.tars.urls import shard_urls
@@ -57,7 +59,7 @@ def precompute(cfg: DictConfig) -> Path:
     if cfg.check is not None:
         check(cfg, out, given, survey(out, given, recipe), maker)
         return out
-    atomic.remove_leftovers(out)
+    files.remove_leftovers(out)
     begin(out, recipe)
     survey(out, given, recipe).refuse_stale()
     make(cfg, out, given, recipe, maker)
@@ -72,7 +74,7 @@ def make(cfg: DictConfig, out: Path, given: Sequence[Input], recipe: Mapping[str
     judge = Judge(out, given, max_bad_share=cfg.max_bad_share)
     units = [NullUnit(out, maker), *(ShardUnit(one, out, recipe, maker, judge) for one in given)]
     with tqdm(total=len(units), desc="shards", unit="shard") as bar:
-        share(units, Claims(out / CLAIMS), seen=bar.update)
+        share(units, Leases(out / CLAIMS), seen=bar.update)
 
 
 def finish(cfg: DictConfig, out: Path, given: Sequence[Input], recipe: Mapping[str, Any]) -> None:
@@ -83,7 +85,7 @@ def finish(cfg: DictConfig, out: Path, given: Sequence[Input], recipe: Mapping[s
     total.check()
     facts = {**recipe, "source": secrets.masked(str(cfg.urls)), "skipped": {"seen": total.seen, "bad": total.bad}}
     shards = sorted(out / f"{name}.safetensors" for name in found.about)
-    share([FinishUnit(out, facts, shards)], Claims(out / CLAIMS), seen=int)
+    share([FinishUnit(out, facts, shards)], Leases(out / CLAIMS), seen=int)
     for told in filter(None, (None if total.clean else total.report(), found.told_orphans())):
         print(told)
 
@@ -97,7 +99,7 @@ def check(cfg: DictConfig, out: Path, given: Sequence[Input], found: Survey, mak
     for name, those in tqdm(rows.items(), desc="compared", unit="shard"):
         told += differing(out / f"{name}.safetensors", by_name[name], those, maker, cfg.precision)
     if told:
-        raise ValueError(f"{str(out)!r} is not what precompute would make:\n  " + "\n  ".join(told))
+        raise UserError(f"{str(out)!r} is not what precompute would make:\n  " + "\n  ".join(told))
     print(f"compared {sum(map(len, rows.values()))} samples of {len(rows)} shards with the encoders: no difference")
 
 
@@ -106,12 +108,12 @@ def check_choices(cfg: DictConfig) -> None:
     kept(cfg.text_states)
     for name, choices in CHOICES.items():
         if cfg[name] not in choices:
-            raise ValueError(f"{name}={cfg[name]}: choose one of {', '.join(choices)}")
+            raise UserError(f"{name}={cfg[name]}: choose one of {', '.join(choices)}")
     for name in ("batch_size", "workers", "check", "max_member_mb", "image_size"):
         if cfg[name] is not None and (not isinstance(cfg[name], int) or cfg[name] < 1):
-            raise ValueError(f"{name}={cfg[name]}: a whole number, at least 1")
+            raise UserError(f"{name}={cfg[name]}: a whole number, at least 1")
     if not cfg.caption_places:
-        raise ValueError("caption_places=[]: say where captions lie, as in caption_places=[txt]")
+        raise UserError("caption_places=[]: say where captions lie, as in caption_places=[txt]")
 
 
 def urls_of(cfg: DictConfig) -> str | list[str]:
@@ -128,12 +130,12 @@ def image_size(asked: int | None, movq: Part | None) -> int | None:
     trained, halvings = movq.config["dims"].get("image_size"), len(movq.config["stage"]["network"]["multipliers"]) - 1
     size = trained if asked is None else asked
     if size is None:
-        raise ValueError(
+        raise UserError(
             f"image_size is not given, and the autoencoder in {movq.folder} does not say what it was trained on: "
             "image_size=256, or as many pixels a side as the decoder is to draw"
         )
     if size < 1 or size % 2**halvings:
-        raise ValueError(f"image_size={size}: this autoencoder takes multiples of {2**halvings}")
+        raise UserError(f"image_size={size}: this autoencoder takes multiples of {2**halvings}")
     if trained is not None and size != trained:
         print(f"image_size={size}: the autoencoder in {movq.folder} was trained on pictures of {trained}", flush=True)
     return size

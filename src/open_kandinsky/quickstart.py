@@ -16,7 +16,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from open_kandinsky import atomic, configuration
+from open_kandinsky import configuration
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.shapes.coco import write_coco
 from open_kandinsky.data.shapes.world import toy_world
 from open_kandinsky.data.shapes.write import write_shapes
@@ -56,7 +58,7 @@ class Parts:
             make(folder)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             part = {"purpose": purpose, "seconds": time.perf_counter() - start, "peak_memory_gb": peak}
-            atomic.write(mark, json.dumps(part, indent=2))
+            files.write(mark, json.dumps(part, indent=2))
         self.done[name] = Part(**json.loads(mark.read_text()))
 
 
@@ -101,9 +103,9 @@ def claim(cfg: DictConfig) -> Path:
     out = Path(cfg.out)
     path = out / "config.yaml"
     if path.is_file() and OmegaConf.load(path) != cfg:
-        raise ValueError(f"out={out} holds a quickstart with other settings: choose another out, or remove it")
-    if not path.is_file() and not atomic.is_empty(out):
-        raise ValueError(f"out={out} is not empty and holds no quickstart: choose another out")
+        raise UserError(f"out={out} holds a quickstart with other settings: choose another out, or remove it")
+    if not path.is_file() and not files.is_empty(out):
+        raise UserError(f"out={out} is not empty and holds no quickstart: choose another out")
     configuration.save(cfg, path)
     return out
 

@@ -15,7 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from open_kandinsky import configuration
-from open_kandinsky.choices import chosen
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.suggest import lookup
 from open_kandinsky.evaluation.selfcheck import report
 from open_kandinsky.evaluation.selfcheck.check import Check, run
 
@@ -44,9 +45,9 @@ def selfcheck(cfg: DictConfig) -> bool:
 def asked(cfg: DictConfig) -> list[Check]:
     """A name may stand for several checks. As plain lists: OmegaConf would take our dataclasses for configs."""
     if not cfg.checks:
-        raise ValueError(f"checks=[]: nothing to check; there are {', '.join(cfg.known)}")
+        raise UserError(f"checks=[]: nothing to check; there are {', '.join(cfg.known)}")
     for name in cfg.checks:
-        chosen("checks", name, cfg.known)
+        lookup("checks", name, cfg.known)
     return [check for name in cfg.checks for check in instantiate(cfg.known[name], _convert_="all")]
 
 

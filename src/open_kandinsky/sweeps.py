@@ -16,7 +16,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.failures import REFUSED
 from open_kandinsky.secrets import masked
 
@@ -47,7 +48,7 @@ def refuse_one_job(parsed: Sequence[Override]) -> None:
     """ValueError where a launcher or a sweeper is chosen for a job that neither would ever see."""
     for o in parsed:
         if o.key_or_group in SWEEPERS + LAUNCHERS and o.value() is not None:
-            raise ValueError(f"{o.input_line!r} starts jobs of their own: add -m")
+            raise UserError(f"{o.input_line!r} starts jobs of their own: add -m")
 
 
 def refuse_one_folder(parsed: Sequence[Override]) -> None:
@@ -56,7 +57,7 @@ def refuse_one_folder(parsed: Sequence[Override]) -> None:
         return
     for o in parsed:
         if o.key_or_group == "run_dir" and not o.is_sweep_override() and "${" not in str(o.input_line):
-            raise ValueError(
+            raise UserError(
                 f"{o.input_line} is one folder for several jobs: leave it out, and each has one of its own, or name it "
                 "by the job, as in 'run_dir=runs/prior/${hydra:job.num}'"
             )
@@ -147,7 +148,7 @@ class Teller(Callback):
 def hide(file: Path) -> None:
     """Passwords in what Hydra writes down of a sweep."""
     if file.is_file() and (text := file.read_text(encoding="utf-8")) != (hidden := masked(text)):
-        atomic.write(file, hidden)
+        files.write(file, hidden)
 
 
 def searched(config: DictConfig) -> str | None:
@@ -175,7 +176,7 @@ def to_go(name: str, storage: str, trials: int) -> tuple[int, int]:
     except KeyError:  # the first time
         return trials, 0
     except AssertionError as error:  # what the optuna that the sweeper needs does with a newer SQLAlchemy
-        raise ValueError("sweep=optuna does not work with this SQLAlchemy: pip install 'sqlalchemy<2'") from error
+        raise UserError("sweep=optuna does not work with this SQLAlchemy: pip install 'sqlalchemy<2'") from error
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         queue_again(study, trial)
     seen = study.get_trials()

@@ -21,11 +21,13 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from open_kandinsky import atomic, configuration, failures, sweeps
+from open_kandinsky import configuration, failures, sweeps
 from open_kandinsky.callbacks import loggers
 from open_kandinsky.callbacks.ema import EMA
 from open_kandinsky.callbacks.preemption import Preempted, Preemption
-from open_kandinsky.networks.division import gathered
+from open_kandinsky.core import files
+from open_kandinsky.core.distributed import gather_unsharded
+from open_kandinsky.core.errors import NumericalError, UserError
 from open_kandinsky.runs import failing, folder, initial, launch, slurm
 from open_kandinsky.secrets import hidden_arguments
 from open_kandinsky.weights import store
@@ -62,7 +64,7 @@ def train(cfg: DictConfig) -> Path:
     with ExitStack() as stack:
         if is_first:
             stack.enter_context(folder.held(run_dir))
-            atomic.remove_leftovers(run_dir)
+            files.remove_leftovers(run_dir)
         callbacks: dict[str, Any] = make(cfg.callbacks)
         for callback in callbacks.values():
             if isinstance(callback, Preemption):
@@ -132,12 +134,12 @@ def check_devices(trainer: DictConfig) -> None:
     there = {"cpu": os.cpu_count() or 1, "gpu": torch.cuda.device_count(), "cuda": torch.cuda.device_count()}
     asked, has = trainer.devices, there.get(trainer.accelerator)
     if has is not None and (has == 0 or (isinstance(asked, int) and asked > has)):
-        raise ValueError(
+        raise UserError(
             f"trainer.devices={asked} trainer.accelerator={trainer.accelerator}: this machine has {has}; "
             "lower trainer.devices, or choose trainer=cpu"
         )
     if trainer.strategy == "auto" and (trainer.get("num_nodes", 1) > 1 or asked not in (1, "auto")):
-        raise ValueError(
+        raise UserError(
             f"trainer.devices={asked} with strategy=single: choose strategy=ddp, or strategy=fsdp for sharded weights; "
             "trainer=node takes all GPUs of this machine"
         )
@@ -146,9 +148,7 @@ def check_devices(trainer: DictConfig) -> None:
 def check_length(trainer: DictConfig) -> None:
     """ValueError where nothing says when the training ends."""
     if trainer.max_steps < 0 and all(trainer.get(limit) is None for limit in ("max_epochs", "max_time")):
-        raise ValueError(
-            f"trainer.max_steps={trainer.max_steps}: say how long to train, as in trainer.max_steps=100000"
-        )
+        raise UserError(f"trainer.max_steps={trainer.max_steps}: say how long to train, as in trainer.max_steps=100000")
 
 
 def check_precision(trainer: DictConfig, part: str) -> None:
@@ -158,16 +158,16 @@ def check_precision(trainer: DictConfig, part: str) -> None:
         return
     told = f"trainer.precision={wanted}"
     if precision.endswith("-true"):
-        raise ValueError(f"{told}: {TRUE_HALVES}; choose bf16-mixed, whose weights and tables are whole, or 32-true")
+        raise UserError(f"{told}: {TRUE_HALVES}; choose bf16-mixed, whose weights and tables are whole, or 32-true")
     if precision not in PRECISIONS:
-        raise ValueError(f"{told}: not known here; choose one of {', '.join(PRECISIONS)}")
+        raise UserError(f"{told}: not known here; choose one of {', '.join(PRECISIONS)}")
     if part == "movq":
-        raise ValueError(
+        raise UserError(
             f"{told} with stage=movq: gradients are clipped by value while they are scaled, which puts nearly all of "
             "them at the bound; choose bf16-mixed or 32-true"
         )
     if trainer.accelerator == "cpu":
-        raise ValueError(f"{told} on a CPU: float16 is for GPUs; choose bf16-mixed or 32-true")
+        raise UserError(f"{told} on a CPU: float16 is for GPUs; choose bf16-mixed or 32-true")
 
 
 def part_of(stage: DictConfig) -> str:
@@ -181,7 +181,7 @@ def export(trainer: Trainer, stage: LightningModule, run_dir: Path) -> None:
     for average in averages:
         average.exchange(stage)
     network: Any = stage.network
-    state = gathered(network.state_dict())
+    state = gather_unsharded(network.state_dict())
     if trainer.is_global_zero:
         store.write(run_dir / store.WEIGHTS, state)
     for average in averages:
@@ -210,7 +210,7 @@ def trained(cfg: DictConfig) -> float | None:
             print("\n  ".join([f"trained: {run_dir}", *folder.ended(run_dir)]))
     except Preempted as stop:
         leave(stop, cfg)
-    except FloatingPointError as error:
+    except NumericalError as error:
         if not (cfg.objective and sweeps.is_sweep()):
             raise
         print(f"open-kandinsky train: {error}", file=sys.stderr, flush=True)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from open_kandinsky.core.draws import ALONE
 from open_kandinsky.diffusion import schedule
-from open_kandinsky.diffusion.draws import ALONE
 from open_kandinsky.diffusion.loss import Hybrid, MinSNR, Noised, bound, mse, noised
 from open_kandinsky.diffusion.parameterisation import X0, Eps, LearnedRange, V
 from open_kandinsky.diffusion.process import diffuse, snr

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from open_kandinsky.callbacks.health import Health
 from open_kandinsky.callbacks.speed.throughput import Throughput
-from open_kandinsky.diffusion.draws import ALONE, Draws
+from open_kandinsky.core.draws import ALONE, Draws
 
 pytestmark = pytest.mark.gpu
 

@@ -6,8 +6,13 @@ import torch
 from makers.fitting import Losses, Repeated, images, trainer
 from makers.system import stage
 
+from open_kandinsky.core.distributed import (
+    broadcast_from_first,
+    gather_rows,
+    mean_over_processes,
+    sum_over_processes,
+)
 from open_kandinsky.networks.quantizer import Codebook
-from open_kandinsky.stages.processes import first, gathered, mean, total
 
 ALL_ON = ["adversary_weight=adaptive", "penalty=r1_lecam", "revival=restart", "network/discriminator=per_image"]
 ALL_ON += ["stage.penalties.r1.every=2", "stage.usage.window=3", "adversary_rate=own", "stage.adversary_ramp=3"]
@@ -27,7 +32,9 @@ def said():
     """What one process hears of two that say their number."""
     rank = joined()
     x = torch.full((2, 1), float(rank))
-    heard = [f(x).flatten().tolist() for f in (total, mean, gathered, first)]
+    heard = [
+        f(x).flatten().tolist() for f in (sum_over_processes, mean_over_processes, gather_rows, broadcast_from_first)
+    ]
     assert x.eq(rank).all(), "what was said stays as it was"
     torch.distributed.destroy_process_group()
     return heard

@@ -1,9 +1,11 @@
 """Shards and rows that are nothing but names, and runs of streams in one process that take turns as workers do."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
+from open_kandinsky.core.errors import BadSample
 from open_kandinsky.data.streaming.layout import Layout, checkpoint, fresh, resumed
 from open_kandinsky.data.streaming.plan import Plan
 from open_kandinsky.data.streaming.stream import Recipe, Stream
@@ -34,11 +36,14 @@ class NamedShards:
         return [f"{self.name}{shard}/{row}" for shard, count in enumerate(self.counts) for row in range(count)]
 
 
-class NamedRows:
-    """`buckets`: how many there are; `undecodable`: keys that make no row. Notes what it decoded."""
+UNDECODABLE = partial(BadSample, "undecodable")
 
-    def __init__(self, buckets=1, undecodable=()):
-        self.buckets, self.undecodable = buckets, set(undecodable)
+
+class NamedRows:
+    """`buckets`: how many there are; `undecodable`: keys that make no row, but an error. Notes what it decoded."""
+
+    def __init__(self, buckets=1, undecodable=(), error=UNDECODABLE):
+        self.buckets, self.undecodable, self.error = buckets, set(undecodable), error
         self.decoded = []
 
     def bucket(self, example):
@@ -47,7 +52,7 @@ class NamedRows:
     def row(self, example, bucket, draws):
         self.decoded.append(example.key)
         if example.key in self.undecodable:
-            raise ValueError("undecodable", example.key)
+            raise self.error(example.key)
         return {"key": example.key, "bucket": bucket, "drawn": torch.tensor(draws.random())}
 
 

@@ -10,8 +10,7 @@ from makers.system import config, nothing_at_zero
 
 from open_kandinsky.callbacks.ema import EMA
 from open_kandinsky.callbacks.random_numbers import RandomNumbers
-from open_kandinsky.data.order import process
-from open_kandinsky.networks.division import whole
+from open_kandinsky.core.distributed import rank_and_world_size, unsharded
 
 STEPS = 20
 # Where a gradient is nothing but rounding (the bias of keys), Adam makes whole steps of it; not with this eps.
@@ -63,7 +62,7 @@ class Shared(LightningDataModule):
         return torch.linspace(-0.5, 0.5, batch(0)[field].shape[1]), torch.linspace(0.5, 2, batch(0)[field].shape[1])
 
     def own(self, at):
-        rank, processes = process()
+        rank, processes = rank_and_world_size()
         b = ROWS // processes
         return {name: values[rank * b : (rank + 1) * b] for name, values in batch(at).items()}
 
@@ -101,8 +100,8 @@ def trained(part, strategy, processes, steps, *more, resume=None, save=None, **o
     return {
         "curve": losses.curve,
         "validated": {name: float(x) for name, x in trainer.callback_metrics.items() if name.startswith("val/")},
-        "weights": {name: whole(x.detach()).clone() for name, x in stage.state_dict().items()},
-        "average": {name: whole(x).clone() for name, x in ema.average.items()},
+        "weights": {name: unsharded(x.detach()).clone() for name, x in stage.state_dict().items()},
+        "average": {name: unsharded(x).clone() for name, x in ema.average.items()},
         "sharded": sorted({type(p).__name__ for p in stage.parameters()}),
     }
 

@@ -4,8 +4,8 @@ import torch
 from makers.fitting import Repeated, fit, images, latents
 from makers.system import stage
 
+from open_kandinsky.core.draws import ALONE
 from open_kandinsky.data.caches.folder import read_null
-from open_kandinsky.diffusion.draws import ALONE
 from open_kandinsky.loading import trained
 from open_kandinsky.networks.unet import Context
 from open_kandinsky.stages.conditions import Null

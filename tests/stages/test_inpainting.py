@@ -2,7 +2,7 @@
 
 import torch
 
-from open_kandinsky.diffusion.draws import ALONE
+from open_kandinsky.core.draws import ALONE
 from open_kandinsky.stages.inpainting import Inpainting, Nothing
 
 MASKS = Inpainting(smallest=0.25, largest=0.75)

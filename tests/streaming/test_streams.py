@@ -234,8 +234,10 @@ def test_sources_are_resumed_too():
 
 
 @pytest.mark.parametrize("streams", [1, 3])
-def test_an_epoch_is_counted_exactly(streams):
-    rows = NamedRows(undecodable=["s0/1", "s5/0"])
+@pytest.mark.parametrize(("error", "reason"), [({}, "undecodable"), ({"error": ValueError}, "transform failed")])
+def test_an_epoch_is_counted_exactly(streams, error, reason):
+    """A transform of somebody's own may raise a plain ValueError."""
+    rows = NamedRows(undecodable=["s0/1", "s5/0"], **error)
     make = maker(unreadable=["s2/0", "s2/6", "s4/11"], rows=rows, batch_size=2)(streams)
     latest = []
     for number in range(streams):
@@ -245,7 +247,7 @@ def test_an_epoch_is_counted_exactly(streams):
         latest.append(tallies)
     tally = joined([tallies[0, 0] for tallies in latest], 1.0)
     assert (tally.seen, tally.bad) == (28, 5)
-    assert {name: reason.count for name, reason in tally.reasons.items()} == {"unreadable": 3, "undecodable": 2}
+    assert {name: found.count for name, found in tally.reasons.items()} == {"unreadable": 3, reason: 2}
 
 
 def test_bad_samples_that_come_first_do_not_stop_a_good_set():

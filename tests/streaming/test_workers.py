@@ -9,6 +9,8 @@ from itertools import count
 import pytest
 from torch.utils.data import IterableDataset
 
+from open_kandinsky import failures
+from open_kandinsky.core.errors import NumericalError, UserError
 from open_kandinsky.data.streaming.workers import worked
 
 
@@ -33,3 +35,33 @@ def test_the_process_that_has_the_loader_ends_it():
     os.kill(worker, signal.SIGTERM)
     process.join(20)
     assert process.exitcode == 0
+
+
+class Failing(IterableDataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __iter__(self):
+        yield 0
+        raise self.error
+
+
+ERRORS = [UserError("data.urls=x: no such shard"), NumericalError("the loss is nan"), FileNotFoundError(2, "gone", "a")]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_that_is_no_bug_arrives_as_it_was_raised(error, workers):
+    batches = worked(Failing(error), workers)
+    assert next(batches) == 0
+    with pytest.raises(type(error)) as arrived:
+        next(batches)
+    assert str(arrived.value) == str(error) and failures.message(arrived.value) == failures.message(error)
+
+
+def test_a_bug_in_a_worker_keeps_its_traceback():
+    batches = worked(Failing(ValueError("not ours")), 1)
+    next(batches)
+    with pytest.raises(ValueError, match="(?s)in DataLoader worker.*raise self.error.*not ours") as arrived:
+        next(batches)
+    assert failures.message(arrived.value) is None

@@ -154,7 +154,7 @@ def sharded(path, **more):
     values = {"state_dict": STATE, "optimizer_0": {"param_groups": [{"lr": 0.1, "params": ["b"]}]}}
     dcp.save(values | more, checkpoint_id=path, no_dist=True)
     torch.save({"global_step": 3}, path / checkpoint_folder.META)
-    names = [file.name for file in checkpoint_folder.files(path)]
+    names = [file.name for file in checkpoint_folder.tensor_files(path)]
     (path / checkpoint_folder.CHECKSUMS).write_text(json.dumps(checkpoint_folder.checksums(path, names)))
     return path
 
@@ -171,7 +171,7 @@ def test_every_flipped_bit_of_a_folder_is_noticed(tmp_path):
     @BOUNDED
     @given(st.integers(0, 3), PLACE, BIT)
     def changed(which, place, bit):
-        files = checkpoint_folder.files(sharded(path))
+        files = checkpoint_folder.tensor_files(sharded(path))
         assert len(files) == 4
         flip(files[which], place, bit)
         found = read_or_refused(lambda: checkpoint_folder.joined(path))
@@ -185,7 +185,7 @@ def test_every_flipped_bit_of_a_folder_is_noticed(tmp_path):
 def test_a_folder_that_lacks_a_file(tmp_path):
     for which in range(3):
         path = sharded(tmp_path / "a.ckpt")
-        named = [file for file in checkpoint_folder.files(path) if file.name != checkpoint_folder.CHECKSUMS]
+        named = [file for file in checkpoint_folder.tensor_files(path) if file.name != checkpoint_folder.CHECKSUMS]
         named[which].unlink()
         with pytest.raises(ValueError, match="a.ckpt: (damaged|not a whole checkpoint).*take another"):
             checkpoint_folder.joined(path)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from open_kandinsky.caching.prepared import Prepared
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.caches.rows import Rows, rows_of
 from open_kandinsky.data.caches.states import Keep
 from open_kandinsky.networks.clip import Clip, Text
@@ -46,7 +47,7 @@ class Encoders:
         for name, column in rows.columns.items():
             if column.is_floating_point() and not bool(column.isfinite().all()):
                 told = f"{name} of {rows.key[0]} to {rows.key[-1]} holds what is no number in {column.dtype}"
-                raise ValueError(f"{told}: latents=float32 and precision=float32 reach further")
+                raise UserError(f"{told}: latents=float32 and precision=float32 reach further")
         return rows
 
     def images(self, samples: Sequence[Prepared]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.tars.opening import REMOTE, open_url
 from open_kandinsky.data.tars.sample import stem
 from open_kandinsky.data.tars.stamps import Stamp, stamps
@@ -59,7 +60,7 @@ def inputs(urls: Sequence[str]) -> list[Input]:
         one = made.setdefault(stem(url), Input(url))
         if one.url != url:
             told = f"{one.url!r} and {url!r} are both called {one.name}, and so would what is made of them"
-            raise ValueError(f"{told}: precompute them into two folders, or rename one")
+            raise UserError(f"{told}: precompute them into two folders, or rename one")
     return list(made.values())
 
 

@@ -12,6 +12,7 @@ from open_kandinsky.caching.ahead import ahead
 from open_kandinsky.caching.encoders import Encoders
 from open_kandinsky.caching.inputs import Input
 from open_kandinsky.caching.prepared import Prepare, Prepared
+from open_kandinsky.core.errors import BadSample
 from open_kandinsky.data.caches.folder import NULL, finish, finished, write_null
 from open_kandinsky.data.caches.rows import Rows, joined
 from open_kandinsky.data.caches.shard import read_about, write_shard
@@ -61,7 +62,8 @@ class Maker:
         try:
             return self.loaded[1](raw)
         except ValueError as error:
-            return Refused(raw.key, *error.args)
+            bad = BadSample.from_error(error)
+            return Refused(raw.key, bad.reason, bad.detail)
 
     def usable(self, made: Iterator["Future[Prepared | Refused]"], tally: Skipped, shard: str) -> Iterator[Prepared]:
         for one in (future.result() for future in made):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from open_kandinsky.core.errors import BadSample
 from open_kandinsky.data.pairs.captions import captions_at
 from open_kandinsky.data.pairs.rows import refuse_empty
 from open_kandinsky.data.tars.sample import Raw, parts, read_image, read_info
@@ -29,7 +30,7 @@ class Prepare:
     captions: Sequence[str]
 
     def __call__(self, raw: Raw) -> Prepared:
-        """Raises ValueError(reason, detail) for a sample that cannot be used."""
+        """Raises BadSample for a sample that cannot be used."""
         refuse_empty(raw)
         captions = all_captions(raw, self.captions)
         image = read_image(raw, MAX_PIXELS)
@@ -39,10 +40,10 @@ class Prepare:
 def all_captions(raw: Raw, places: Sequence[str]) -> list[str]:
     """Those of every place, each once: img2dataset writes the same into txt and json.
 
-    Raises ValueError(reason, detail) where there is none at all.
+    Raises BadSample where there is none at all.
     """
     info = read_info(raw)
     captions = list(dict.fromkeys(caption for place in places for caption in captions_at(place, raw, info)))
     if not captions:
-        raise ValueError("missing caption", f"nothing in {', '.join(places)}; {parts(raw)}")
+        raise BadSample("missing caption", f"nothing in {', '.join(places)}; {parts(raw)}")
     return captions

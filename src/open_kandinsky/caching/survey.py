@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from open_kandinsky.caching.inputs import Input
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.caches.folder import differences, shard_files
 from open_kandinsky.data.caches.shard import read_about
 from open_kandinsky.data.tars.stamps import Stamp, stamps
@@ -27,7 +28,7 @@ class Survey(NamedTuple):
         if self.stale:
             lines = "\n".join(f"  {name}: {why}" for name, why in list(self.stale.items())[:NAMED])
             more = "" if len(self.stale) <= NAMED else f"\n  ... and {len(self.stale) - NAMED} more"
-            raise ValueError(f"stale shards: delete them, or write to another folder\n{lines}{more}")
+            raise UserError(f"stale shards: delete them, or write to another folder\n{lines}{more}")
 
     def told_orphans(self) -> str | None:
         """One line, where there are any."""

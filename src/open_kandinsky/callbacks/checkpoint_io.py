@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from open_kandinsky import atomic
 from open_kandinsky.callbacks.sharded import settle
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights import store
 from open_kandinsky.weights.checkpoint_folder import joined, older, standing
 
@@ -22,7 +23,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         """OSError names the file. A folder of that name, from sharded training, makes room once the file is whole."""
         path = Path(path)
         to = path.with_name(f".{path.name}.part") if path.is_dir() else path
-        with atomic.replacing(to) as part, open(part, "wb") as file:
+        with files.replacing(to) as part, open(part, "wb") as file:
             torch.save(checkpoint, file)
         if to != path:
             settle(to, path)
@@ -33,5 +34,5 @@ class WholeCheckpoints(TorchCheckpointIO):
         if path.is_dir():
             return joined(path)
         if path.is_file() and (wrong := store.damage(path)):
-            raise ValueError(f"{path}: {wrong}; {older(path)}")
+            raise UserError(f"{path}: {wrong}; {older(path)}")
         return super().load_checkpoint(path, *options, **more)

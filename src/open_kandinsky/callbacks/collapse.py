@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from open_kandinsky.core.errors import NumericalError
+
 KEEP = 0.9  # of a sign's average at each look: one lucky or unlucky batch decides nothing
 
 
@@ -65,7 +67,7 @@ class Collapse(Callback):
     """Looks every `every` steps at the figures that the stage logs, which are the same on all processes.
 
     When a sign appears it warns, and keeps the newest checkpoint in `checkpoints` by a second name. If the sign is
-    there for `patience` steps without a break, FloatingPointError ends the run: with the step, the figure, that
+    there for `patience` steps without a break, NumericalError ends the run: with the step, the figure, that
     checkpoint and what to change.
     """
 
@@ -93,7 +95,7 @@ class Collapse(Callback):
             course.since, course.kept = step, self.keep(name) if main else course.kept
             rank_zero_warn(f"step {step}: {told}. The run stops if it stays so for {self.patience} steps")
         elif step - course.since >= self.patience:
-            raise FloatingPointError(
+            raise NumericalError(
                 f"step {step}: {told}; it has been so since step {course.since}. "
                 f"{f'The checkpoint from before is {course.kept}. ' if course.kept else ''}Try {sign.remedies}"
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
 
 Row = Mapping[str, object]
 
@@ -64,7 +64,7 @@ class Curves(Logger):
     def _write(self, rows: Sequence[Row]) -> None:
         self.columns = sorted({column for row in rows for column in row})
         header = dict(zip(self.columns, self.columns, strict=True))
-        atomic.write(self.path, written(self.columns, [header, *rows]))
+        files.write(self.path, written(self.columns, [header, *rows]))
 
 
 def written(columns: Sequence[str], rows: Sequence[Row]) -> str:

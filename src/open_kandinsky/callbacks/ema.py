@@ -6,7 +6,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from open_kandinsky.networks.division import divided, gathered, own
+from open_kandinsky.core.distributed import gather_unsharded, local_shard, shard_like
 
 
 class EMA(Callback):
@@ -35,7 +35,7 @@ class EMA(Callback):
         """Start from the weights, or from what was loaded; beside the weights, and sharded as they are."""
         weights = _weights(pl_module)
         kept = self.average or {name: w.detach().clone() for name, w in weights.items()}
-        self.average = {name: divided(kept[name], w) for name, w in weights.items()}
+        self.average = {name: shard_like(kept[name], w) for name, w in weights.items()}
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -43,8 +43,8 @@ class EMA(Callback):
             return
         n, self.updates = self.updates, trainer.global_step
         d = min(self.decay, (1 + n) / (10 + n))
-        weights = [own(w.detach()) for w in _weights(pl_module).values()]
-        torch._foreach_lerp_([own(average) for average in self.average.values()], weights, 1 - d)
+        weights = [local_shard(w.detach()) for w in _weights(pl_module).values()]
+        torch._foreach_lerp_([local_shard(average) for average in self.average.values()], weights, 1 - d)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.exchange(pl_module)
@@ -56,14 +56,14 @@ class EMA(Callback):
     def exchange(self, pl_module: LightningModule) -> None:
         """Weights to averages and back."""
         for name, weight in _weights(pl_module).items():
-            used, average = own(weight), own(self.average[name])
+            used, average = local_shard(weight), local_shard(self.average[name])
             kept = used.clone()
             used.copy_(average)
             average.copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Called by every process; sharded averages come together in the first, and are nothing in the others."""
-        return {"updates": self.updates, "average": gathered(self.average)}
+        return {"updates": self.updates, "average": gather_unsharded(self.average)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.updates, self.average = state_dict["updates"], state_dict["average"]

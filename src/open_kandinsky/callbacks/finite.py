@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from open_kandinsky.networks.division import own
+from open_kandinsky.core.distributed import local_shard
+from open_kandinsky.core.errors import NumericalError
 
 
 class Seen(NamedTuple):
@@ -21,7 +22,7 @@ class Seen(NamedTuple):
 
 @runtime_checkable
 class Check(Protocol):
-    """`see` takes a number; after `settle` all have been looked at. FloatingPointError at one that is none."""
+    """`see` takes a number; after `settle` all have been looked at. NumericalError at one that is none."""
 
     def see(self, value: Float[Tensor, ""], seen: Seen) -> None: ...
 
@@ -77,7 +78,7 @@ def fetched(value: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], torch.cuda.Eve
 def refuse(value: float, seen: Seen, meanwhile: str) -> None:
     if not torch.isfinite(torch.tensor(value)):
         keys = ", ".join(seen.keys[:8]) + (", ..." if len(seen.keys) > 8 else "")
-        raise FloatingPointError(
+        raise NumericalError(
             f"{seen.name} is {value} at step {seen.step}, in the batch of {len(seen.keys)} samples {keys}; "
             f"{meanwhile} the last checkpoint is as it was. Look at these samples, or lower stage.optimizer.lr, or set "
             "trainer.gradient_clip_val"
@@ -86,7 +87,7 @@ def refuse(value: float, seen: Seen, meanwhile: str) -> None:
 
 def first_unfinite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of a weight that is not finite; of a sharded one each process looks at its own part."""
-    parts = {name: own(weight) for name, weight in weights}
+    parts = {name: local_shard(weight) for name, weight in weights}
     if not parts or bool(torch.stack([part.isfinite().all() for part in parts.values()]).all()):
         return None
     return next(name for name, part in parts.items() if not bool(part.isfinite().all()))

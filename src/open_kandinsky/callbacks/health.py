@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from open_kandinsky.callbacks.finite import AtOnce, Check, Later, Seen, first_unfinite
 from open_kandinsky.callbacks.phases import logs_now
-from open_kandinsky.networks.division import whole
+from open_kandinsky.core.distributed import unsharded
+from open_kandinsky.core.errors import NumericalError
 
 
 class LearningRate(Callback):
@@ -65,7 +66,7 @@ class Health(Callback):
             self._before_step(trainer, "", optimizer)
 
     def _before_step(self, trainer: Trainer, suffix: str, optimizer: Optimizer, *_: Any) -> None:
-        norm = whole(torch.nn.utils.get_total_norm(_gradients(optimizer)))
+        norm = unsharded(torch.nn.utils.get_total_norm(_gradients(optimizer)))
         self.norms[f"train/gradient_norm{suffix}"] = norm
         self._see("gradient norm", unless_scaled(norm, trainer.precision_plugin), trainer)
 
@@ -84,7 +85,7 @@ class Health(Callback):
         self.check.settle()
         wrong = first_unfinite(pl_module.named_parameters())
         if not trainer.strategy.reduce_boolean_decision(wrong is None):  # so that no process waits for one that stopped
-            raise FloatingPointError(
+            raise NumericalError(
                 f"{wrong or 'a part in another process'} has numbers that are not finite after step "
                 f"{trainer.global_step}, though losses and gradients were; the last checkpoint is as it was. "
                 "Lower stage.optimizer.lr"

@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from open_kandinsky import account
+from open_kandinsky.core.errors import UserError
 
 
 def wandb(*, project: str, name: str, save_dir: str, offline: bool, id: str | None, **options: Any) -> WandbLogger:
@@ -40,4 +41,4 @@ def finish() -> None:
 def require(package: str) -> None:
     """ValueError where a package is not installed."""
     if find_spec(package) is None:
-        raise ValueError(f"logger={package} needs: pip install open-kandinsky[{package}]")
+        raise UserError(f"logger={package} needs: pip install open-kandinsky[{package}]")

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from open_kandinsky.core.draws import ALONE
 from open_kandinsky.diffusion.denoise import denoiser
-from open_kandinsky.diffusion.draws import ALONE
 from open_kandinsky.diffusion.guidance import guide
 from open_kandinsky.diffusion.noise import PerImageNoise
 from open_kandinsky.diffusion.samplers import named

@@ -12,7 +12,7 @@ class RandomNumbers(Callback):
 
     So a resumed run draws the timesteps, noise and dropped conditions of an uninterrupted one, and what a preview or a
     validation draws moves nothing. Validation has the same numbers every time. All processes are seeded alike: each
-    draws for the batches of all, and takes its own part (diffusion/draws.py).
+    draws for the batches of all, and takes its own part (core/draws.py).
     """
 
     def __init__(self, *, seed: int) -> None:

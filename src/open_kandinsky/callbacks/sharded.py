@@ -21,10 +21,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.stages.optimisation import refuse_other_groups
 from open_kandinsky.weights import checkpoint_folder, store
-from open_kandinsky.weights.checkpoint_folder import CHECKSUMS, META, aside, files, older, standing
+from open_kandinsky.weights.checkpoint_folder import CHECKSUMS, META, aside, older, standing, tensor_files
 
 
 class Sharded(ModelParallelStrategy):
@@ -43,11 +44,11 @@ class Sharded(ModelParallelStrategy):
         path = Path(self.broadcast(str(filepath)))
         part = path.with_name(f".{path.name}.part")
         if self.is_global_zero:
-            atomic.remove(part)  # of a run that was stopped
+            files.remove(part)  # of a run that was stopped
         self.barrier()
         failure = self.broadcast(self.attempt(checkpoint, part, storage_options))
         if self.is_global_zero:
-            atomic.remove(part) if failure else settle(part, path)
+            files.remove(part) if failure else settle(part, path)
         self.barrier()
         if failure:
             raise OSError(*failure, str(path))
@@ -58,12 +59,12 @@ class Sharded(ModelParallelStrategy):
             super().save_checkpoint(checkpoint, part, options)
             self.barrier()
             each: list[Any] = [None] * self.world_size
-            all_gather_object(each, checkpoint_folder.checksums(part, self.mine(files(part))))
+            all_gather_object(each, checkpoint_folder.checksums(part, self.mine(tensor_files(part))))
             if self.is_global_zero:
                 found = {name: total for one in each for name, total in one.items()}
-                atomic.write(part / CHECKSUMS, json.dumps(found))
-                atomic.synced(part / META)
-                atomic.synced(part)
+                files.write(part / CHECKSUMS, json.dumps(found))
+                files.synced(part / META)
+                files.synced(part)
         except OSError as error:
             return numbered(error)
         except CheckpointException as error:
@@ -80,7 +81,7 @@ class Sharded(ModelParallelStrategy):
             self.check(path)
             return self.load_folder(path)
         if path.is_file() and (wrong := store.damage(path)):
-            raise ValueError(f"{path}: {wrong}; {older(path)}")
+            raise UserError(f"{path}: {wrong}; {older(path)}")
         return self.load_file(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
 
     def load_folder(self, path: Path) -> dict[str, Any]:
@@ -141,7 +142,7 @@ class Sharded(ModelParallelStrategy):
         each: list[Any] = [None] * self.world_size
         all_gather_object(each, checkpoint_folder.damaged(path, names))
         if wrong := [name for one in each for name in one]:
-            raise ValueError(f"{path}: damaged, {wrong[0]} is not what was written; {older(path)}")
+            raise UserError(f"{path}: damaged, {wrong[0]} is not what was written; {older(path)}")
         checkpoint_folder.check_sizes(path)
 
 
@@ -154,8 +155,8 @@ def numbered(error: BaseException) -> tuple[int, str]:
 def settle(part: Path, path: Path) -> None:
     """Let `part` take the place of `path`, which is removed last: whenever the machine stops, one of them is whole."""
     if path.exists():
-        atomic.remove(aside(path))
+        files.remove(aside(path))
         path.rename(aside(path))
     part.rename(path)
-    atomic.synced(path.parent)
-    atomic.remove(aside(path))
+    files.synced(path.parent)
+    files.remove(aside(path))

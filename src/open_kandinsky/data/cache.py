@@ -10,6 +10,7 @@ from jaxtyping import Float
 from lightning import LightningDataModule
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.caches.fields import Fields, fields_of, refuse_other_sizes
 from open_kandinsky.data.caches.folder import read_manifest, read_null, read_statistics
 from open_kandinsky.data.caches.streamed import CacheShards, PrepareCached
@@ -49,9 +50,9 @@ class CachedData(LightningDataModule):
     ) -> None:
         super().__init__()
         if batch_size < 1:
-            raise ValueError(f"data.batch_size={batch_size}: at least 1")
+            raise UserError(f"data.batch_size={batch_size}: at least 1")
         if limit is not None and not in_memory:
-            raise ValueError(f"data.limit={limit} needs data.in_memory=true: a stream has all examples in its order")
+            raise UserError(f"data.limit={limit} needs data.in_memory=true: a stream has all examples in its order")
         self.path, self.val_path, self.fields, self.padding = path, val_path, list(fields), padding
         self.dims, self.sizes = dict(dims), dict(sizes)
         self.batch_size, self.limit, self.seed = batch_size, limit, seed

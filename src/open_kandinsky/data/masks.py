@@ -7,6 +7,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.transforms import to_rgb
 
 WHITE = 128  # and above, of 255
@@ -16,10 +17,10 @@ def check_mask(mask: Image.Image, image: Image.Image) -> None:
     """ValueError for a mask of another size than its picture's, and for one that asks for nothing."""
     if mask.size != image.size:
         found, expected = ("{}x{}".format(*sized.size) for sized in (mask, image))
-        raise ValueError(f"a mask of {found} pixels for a picture of {expected}: make the mask as large as the picture")
+        raise UserError(f"a mask of {found} pixels for a picture of {expected}: make the mask as large as the picture")
     brightest = int(_levels(mask).max())
     if brightest < WHITE:
-        raise ValueError(
+        raise UserError(
             f"the mask is nowhere white (its brightest level is {brightest} of 255), so nothing is to be painted: "
             "white is what is repainted, black stays"
         )

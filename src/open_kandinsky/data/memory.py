@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.order import Order, Place
 from open_kandinsky.data.passes import Passes
 
@@ -93,12 +94,12 @@ class MemoryLoader:
 def check(saved: dict[str, Any], facts: dict[str, int]) -> None:
     """Raises ValueError, saying what differs, where a checkpoint's place is not one in this order."""
     if "order" not in saved:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint has no place in a set in memory, but {sorted(saved)}: resume with the data settings it "
             "was made with, or begin a new run from its weights"
         )
     if saved["order"] != facts:
-        raise ValueError(
+        raise UserError(
             f"the data's order is not the checkpoint's: {facts}, the checkpoint has {saved['order']}. Resume with the "
             "same data and settings, or begin a new run from its weights"
         )

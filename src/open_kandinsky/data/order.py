@@ -8,6 +8,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
+from open_kandinsky.core.distributed import rank_and_world_size, world_size
+from open_kandinsky.core.errors import UserError
+
 
 class Place(NamedTuple):
     """In a run: the epoch, and how much of it all processes together have seen, in the order's unit."""
@@ -41,11 +44,11 @@ class FixedOrder:
 
     def __init__(self, *, rows: int, batch_size: int) -> None:
         self.rows, self.batch_size = rows, batch_size
-        self.step = batch_size * process()[1]
+        self.step = batch_size * rank_and_world_size()[1]
         self.count = -(-rows // self.step)
 
     def batches(self, epoch: int, seen: int) -> Iterator[list[int]]:
-        rank, processes = process()
+        rank, processes = rank_and_world_size()
         for at in range(0, self.rows, self.step):
             share = -(-min(self.step, self.rows - at) // processes)  # the last wraps round: no process waits
             yield [row % self.rows for row in range(at + rank * share, at + (rank + 1) * share)]
@@ -62,7 +65,7 @@ class ShuffledOrder:
 
     def __init__(self, *, rows: int, batch_size: int, seed: int) -> None:
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.count, self.step = whole_batches(rows, batch_size), process()[1] * batch_size
+        self.count, self.step = whole_batches(rows, batch_size), rank_and_world_size()[1] * batch_size
 
     def batches(self, epoch: int, seen: int) -> Iterator[list[int]]:
         rows = torch.randperm(self.rows, generator=generator(self.seed, epoch)).tolist()
@@ -91,14 +94,14 @@ class DistinctOrder:
         self.largest = max(len(unit) for unit in self.units)
         self.smallest = min(len(unit) for unit in self.units)
         if self.largest > batch_size:
-            raise ValueError(f"a group has {self.largest} samples, more than batch_size={batch_size}: raise batch_size")
+            raise UserError(f"a group has {self.largest} samples, more than batch_size={batch_size}: raise batch_size")
         drawn = sum(1 for _ in self.draw(generator(seed, 0)))
-        if drawn < process()[1]:
-            raise ValueError(
+        if drawn < rank_and_world_size()[1]:
+            raise UserError(
                 f"no batch of batch_size={batch_size} without a caption twice: {len(set(captions))} distinct captions "
-                f"in {len(captions)} samples, {process()[1]} process(es); lower batch_size"
+                f"in {len(captions)} samples, {rank_and_world_size()[1]} process(es); lower batch_size"
             )
-        self.step = process()[1]
+        self.step = rank_and_world_size()[1]
         self.count = drawn // self.step
 
     def batches(self, epoch: int, seen: int) -> Iterator[list[int]]:
@@ -167,26 +170,18 @@ def generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(random.Random(f"{seed}/{epoch}").getrandbits(32))
 
 
-def process() -> tuple[int, int]:
-    """This process's rank, and how many there are."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
-
-
 def own(batches: Iterator[list[int]], count: int) -> Iterator[list[int]]:
     """This process's `count` batches of those that all processes share."""
-    rank, processes = process()
+    rank, processes = rank_and_world_size()
     return islice(batches, rank, count * processes, processes)
 
 
 def whole_batches(rows: int, batch_size: int) -> int:
     """Full batches a process. Raises ValueError where there is none."""
-    count = rows // (batch_size * process()[1])
+    count = rows // (batch_size * rank_and_world_size()[1])
     if count == 0:
-        raise ValueError(
-            f"{rows} samples do not fill one batch of batch_size={batch_size} in each of {process()[1]} process(es): "
+        raise UserError(
+            f"{rows} samples do not fill one batch of batch_size={batch_size} in each of {world_size()} process(es): "
             "lower batch_size, or give more samples"
         )
     return count

@@ -8,8 +8,10 @@ from lightning import LightningDataModule
 from PIL import Image
 from torch import Tensor
 
+from open_kandinsky.core.distributed import rank_and_world_size
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.memory import MemoryLoader, Table, batches_trained
-from open_kandinsky.data.order import DistinctOrder, FixedOrder, ShuffledOrder, process
+from open_kandinsky.data.order import DistinctOrder, FixedOrder, ShuffledOrder
 from open_kandinsky.data.pairs.rows import CaptionChooser, Chooser, Pairs, Shapes
 from open_kandinsky.data.sources import Urls, sources_of, weights_of
 from open_kandinsky.data.streaming.begin import Source, Streaming
@@ -82,11 +84,9 @@ class ShardData(LightningDataModule):
     def check(self) -> None:
         """ValueError where settings do not go together."""
         if self.distinct_captions and not self.in_memory:
-            raise ValueError(
-                "distinct_captions=true needs in_memory=true: a stream does not know what is still to come"
-            )
+            raise UserError("distinct_captions=true needs in_memory=true: a stream does not know what is still to come")
         if self.in_memory and len(self.sources) > 1:
-            raise ValueError("in_memory=true holds one source: give data.urls, or stream with in_memory=false")
+            raise UserError("in_memory=true holds one source: give data.urls, or stream with in_memory=false")
 
     @cached_property
     def table(self) -> tuple[Table, list[str | None]]:
@@ -152,7 +152,7 @@ class ShardData(LightningDataModule):
         if not self.in_memory:
             shards = self.tars(self.val_shards)
             once = Once(shards=shards, prepare=self.prepare, batch_size=self.batch_size, seed=self.seed)
-            rank, processes = process()
+            rank, processes = rank_and_world_size()
             share = self.max_bad_share
             return OnceLoader(once=once, workers=self.workers, max_bad_share=share, process=rank, processes=processes)
         order = FixedOrder(rows=len(self.val_table.key), batch_size=self.batch_size)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.tars.index import ShardIndex
 from open_kandinsky.data.tars.sample import stem
 from open_kandinsky.data.tars.urls import shard_urls
@@ -26,13 +27,13 @@ def sources_of(urls: Urls | None, sources: Sequence[Mapping[str, Any]] | None, *
     Raises ValueError for both or none of them, for weights that cannot be compared, and for urls that name no shard.
     """
     if (urls is None) == (not sources):
-        raise ValueError(f"data.urls={urls!r} and data.sources={sources!r}: give one of them, and null for the other")
+        raise UserError(f"data.urls={urls!r} and data.sources={sources!r}: give one of them, and null for the other")
     given = [{"urls": urls, "weight": None}] if sources is None else sources
     found = [Source(shard_urls(one["urls"], allow_pipe=allow_pipe), one.get("weight")) for one in given]
     weights = [source.weight for source in found]
     told = [weight for weight in weights if weight is not None]
     if len(told) not in (0, len(weights)) or any(weight <= 0 for weight in told):
-        raise ValueError(f"weights of the sources: {weights}; give each a weight above 0, or none (drawn by size)")
+        raise UserError(f"weights of the sources: {weights}; give each a weight above 0, or none (drawn by size)")
     warn_of_namesakes([url for source in found for url in source.urls])
     return found
 

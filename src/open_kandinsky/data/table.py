@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.memory import Batch, Table
 from open_kandinsky.data.pairs.rows import Pairs
 from open_kandinsky.data.streaming.once import Once, OnceLoader
@@ -42,7 +43,7 @@ def read_table(
     read = list(OnceLoader(once=once, workers=workers, max_bad_share=max_bad_share, process=0, processes=1))
     if not read:
         urls = shards.index.urls
-        raise ValueError(f"no sample in {len(urls)} shard(s), the first is {urls[0]!r}: are they img2dataset's?")
+        raise UserError(f"no sample in {len(urls)} shard(s), the first is {urls[0]!r}: are they img2dataset's?")
     key, caption, group = ([one for batch in read for one in batch[name]] for name in LABELS)
     rows = sorted(range(len(key)), key=key.__getitem__)
     columns = {name: joined(name, [batch.pop(name) for batch in read], rows) for name in set(read[0]) - set(LABELS)}
@@ -53,5 +54,5 @@ def joined(name: str, columns: list[Tensor], rows: list[int]) -> Tensor:
     """One column in another order. Raises ValueError where the shapes differ."""
     shapes = {tuple(column.shape[1:]) for column in columns}
     if len(shapes) > 1:
-        raise ValueError(f"in_memory=true needs one shape, {name} has {sorted(shapes)}: set buckets=none, or stream")
+        raise UserError(f"in_memory=true needs one shape, {name} has {sorted(shapes)}: set buckets=none, or stream")
     return torch.cat(columns)[torch.tensor(rows)]

@@ -11,6 +11,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageFile
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
+
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 MIN_SIDE = 2
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no format whose decoder starts another program
@@ -34,7 +36,7 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     (checked before anything is decoded) and for sides under 2 pixels.
     """
     if not data:
-        raise ValueError("the image file is empty (0 bytes)")
+        raise UserError("the image file is empty (0 bytes)")
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "PIL would hand out half-grey images"
     try:
         with warnings.catch_warnings():
@@ -43,16 +45,16 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             check_size(image, max_pixels)
             return as_rgb(image)
     except Exception as error:  # on hostile bytes PIL's decoders raise nearly anything
-        raise ValueError(f"not a usable image ({len(data)} bytes): {error}") from error
+        raise UserError(f"not a usable image ({len(data)} bytes): {error}") from error
 
 
 def check_size(image: Image.Image, max_pixels: int) -> None:
     """Refuses, from the header alone, what is too large to decode or too thin to mean anything."""
     width, height = image.size
     if width * height > max_pixels:
-        raise ValueError(f"{width}x{height} is {width * height} pixels, more than the limit of {max_pixels}")
+        raise UserError(f"{width}x{height} is {width * height} pixels, more than the limit of {max_pixels}")
     if min(width, height) < MIN_SIDE:
-        raise ValueError(f"{width}x{height}: a side is under {MIN_SIDE} pixels")
+        raise UserError(f"{width}x{height}: a side is under {MIN_SIDE} pixels")
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -79,7 +81,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return grey_from_16_bit(image).convert("RGB")
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range: save the image with 8 or 16 bits")
+        raise UserError("floating-point pixels have no known range: save the image with 8 or 16 bits")
     return on_white(image) if image.has_transparency_data else without_alpha(image)
 
 
@@ -92,7 +94,7 @@ def grey_from_16_bit(image: Image.Image) -> Image.Image:
     """PIL's own conversion clips or truncates; this rounds, 65535 to 255."""
     values = np.asarray(image).astype(np.float64)
     if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"integer pixels from {values.min():.0f} to {values.max():.0f}, expected 0 to 65535")
+        raise UserError(f"integer pixels from {values.min():.0f} to {values.max():.0f}, expected 0 to 65535")
     return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
 
@@ -113,7 +115,7 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
             told = image.format != "PNG" or "exif" in image.info
             turned = told and image.getexif().get(ORIENTATION, 1) in SIDEWAYS
     except Exception as error:  # on hostile bytes PIL's decoders raise nearly anything
-        raise ValueError(f"not a usable image ({len(data)} bytes): {error}") from error
+        raise UserError(f"not a usable image ({len(data)} bytes): {error}") from error
     return (image.height, image.width) if turned else image.size
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from open_kandinsky.diffusion.draws import Draws
+from open_kandinsky.core.draws import Draws
 from open_kandinsky.diffusion.parameterisation import Parameterisation
 from open_kandinsky.diffusion.process import before, diffuse, over, posterior_mean, snr, variance_bounds
 

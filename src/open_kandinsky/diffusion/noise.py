@@ -6,12 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
+
 
 def check_seeds(seeds: Sequence[int]) -> None:
     """ValueError for a seed that a CPU generator would cut: it uses the low 32 bits."""
     for seed in seeds:
         if not 0 <= seed < 2**32:
-            raise ValueError(f"seed {seed}: seeds are from 0 to 2^32 - 1 (a CPU generator drops the higher bits)")
+            raise UserError(f"seed {seed}: seeds are from 0 to 2^32 - 1 (a CPU generator drops the higher bits)")
 
 
 class PerImageNoise:

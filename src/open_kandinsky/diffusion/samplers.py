@@ -1,6 +1,5 @@
 """Samplers: plain functions that walk a denoiser from x_T to x_0. They know no network."""
 
-import difflib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -8,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.suggest import nearest
 from open_kandinsky.diffusion import timesteps
 from open_kandinsky.diffusion.denoise import Denoise, clamp, first_threshold
 from open_kandinsky.diffusion.process import diffuse, eps_from_x_0, over, posterior_mean, variance_bounds, x_0_from_eps
@@ -162,7 +163,7 @@ SAMPLERS = {
 def named(name: str) -> Sampler:
     """The sampler of that name; ValueError names those that there are."""
     if name not in SAMPLERS:
-        near = difflib.get_close_matches(str(name), SAMPLERS, n=1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"sampler={name!r}: no such sampler{meant}; there are {', '.join(SAMPLERS)}")
+        near = nearest(name, SAMPLERS)
+        meant = f"; did you mean {near!r}?" if near else ""
+        raise UserError(f"sampler={name!r}: no such sampler{meant}; there are {', '.join(SAMPLERS)}")
     return SAMPLERS[name]

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
+
 
 class Grid(NamedTuple):
     """Steps to visit; alpha_bar has one entry more, that of where the last step leads."""
@@ -62,7 +64,7 @@ def descending(alpha_bar: Float[Tensor, "T"], n: int) -> Grid:
     """
     T = _check(alpha_bar, n)
     if n == T > 1:
-        raise ValueError(f"steps={n}: this sampler's grid would visit a timestep twice; {T - 1} steps fit")
+        raise UserError(f"steps={n}: this sampler's grid would visit a timestep twice; {T - 1} steps fit")
     return _grid(alpha_bar, [round((T - 1) * i / n) for i in range(n, 0, -1)], end=1.0)
 
 
@@ -74,7 +76,7 @@ def last(grid: Grid, n: int) -> Grid:
 
 def _check(alpha_bar: Tensor, n: int) -> int:
     if not 1 <= n <= len(alpha_bar):
-        raise ValueError(f"steps={n}: a schedule of {len(alpha_bar)} timesteps allows 1 to {len(alpha_bar)} steps")
+        raise UserError(f"steps={n}: a schedule of {len(alpha_bar)} timesteps allows 1 to {len(alpha_bar)} steps")
     return len(alpha_bar)
 
 
@@ -82,7 +84,7 @@ def _within(alpha_bar: Tensor, n: int, t: list[int]) -> Grid:
     """A grid that begins one step late and so may end past the table; it leads to t = 0."""
     T = len(alpha_bar)
     if t[0] >= T:
-        raise ValueError(
+        raise UserError(
             f"steps={n}: this sampler's grid would visit t={t[0]}, past the last, {T - 1}; {T // 2} steps fit"
         )
     return _grid(alpha_bar, t, end=float(alpha_bar[0]))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.coco import Coco
 from open_kandinsky.evaluation.subject import Subject
 
@@ -38,7 +39,7 @@ class Asked:
     def opened_coco(self) -> Coco:
         """ValueError where none was given, or what was given is not whole."""
         if self.coco is None:
-            raise ValueError(NO_COCO)
+            raise UserError(NO_COCO)
         return Coco.open(self.coco)
 
     @property
@@ -46,5 +47,5 @@ class Asked:
         """The one system. ValueError where several were asked for."""
         if len(self.subjects) != 1:
             told = f"priors={list(self.subjects)}: this protocol scores one system a run"
-            raise ValueError(f"{told}; add -m and sweep over lists of one, priors='[prior],[prior_linear]'")
+            raise UserError(f"{told}; add -m and sweep over lists of one, priors='[prior],[prior_linear]'")
         return next(iter(self.subjects.values()))

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Block:
 def blocks(n: int, size: int) -> list[Block]:
     """0 to n - 1 in blocks of `size`; the last is what is left. ValueError unless both are at least 1."""
     if n < 1 or size < 1:
-        raise ValueError(f"{n} pictures in blocks of {size}: at least 1 of each")
+        raise UserError(f"{n} pictures in blocks of {size}: at least 1 of each")
     return [Block(index, start, min(start + size, n)) for index, start in enumerate(range(0, n, size))]
 
 
@@ -47,13 +48,13 @@ def write(folder: Path, block: Block, images: Sequence[Image.Image], about: Mapp
     """The block's pictures, then its marker: `about`, hashes of the file and of the pixels, and which are flat."""
     assert len(images) == len(block.rows)
     data = packed({f"{row:06d}.png": png(image) for row, image in zip(block.rows, images, strict=True)})
-    atomic.write(folder / f"{block.name}.tar", data)
+    files.write(folder / f"{block.name}.tar", data)
     found = {
         "tar_sha256": hashlib.sha256(data).hexdigest(),
         "pixels_sha256": [pixels_sha256(image) for image in images],
         "flat": [row for row, image in zip(block.rows, images, strict=True) if flat(image)],
     }
-    atomic.write(folder / f"{block.name}.json", json.dumps({**found, **about}, indent=1))
+    files.write(folder / f"{block.name}.json", json.dumps({**found, **about}, indent=1))
 
 
 def marker(folder: Path, block: Block) -> dict[str, Any] | None:
@@ -67,7 +68,7 @@ def read(folder: Path, block: Block) -> list[Image.Image]:
     path, about = folder / f"{block.name}.tar", marker(folder, block)
     data = path.read_bytes() if path.is_file() else b""
     if about is None or hashlib.sha256(data).hexdigest() != about["tar_sha256"]:
-        raise ValueError(f"{path}: not the file that was written; remove {path.with_suffix('.json')} to draw it again")
+        raise UserError(f"{path}: not the file that was written; remove {path.with_suffix('.json')} to draw it again")
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         members = [tar.extractfile(f"{row:06d}.png") for row in block.rows]
         return [Image.open(io.BytesIO(member.read()), formats=["PNG"]) for member in members if member is not None]
@@ -79,11 +80,11 @@ def flat(image: Image.Image) -> bool:
     return bool((levels == levels[0, 0]).all())
 
 
-def packed(files: Mapping[str, bytes]) -> bytes:
+def packed(members: Mapping[str, bytes]) -> bytes:
     """A tar of nothing but names and contents: the same bytes on any machine on any day."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in files.items():
+        for name, content in members.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))

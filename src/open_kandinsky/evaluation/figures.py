@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 
 Number = float | int
 Series = Mapping[str, tuple[Sequence[Number], Sequence[Number]]]  # name -> (steps, values)
@@ -39,7 +40,7 @@ def samples_png(
     """Write a contact sheet, as `contact_sheet` makes it."""
     data = io.BytesIO()
     contact_sheet(images, captions, columns, marks).save(data, format="png", optimize=True)
-    atomic.write(path, data.getvalue())
+    files.write(path, data.getvalue())
 
 
 def contact_sheet(
@@ -51,7 +52,7 @@ def contact_sheet(
     """
     every = marks if marks is not None else [None] * len(images)
     if not len(images) == len(captions) == len(every) or not images:
-        raise ValueError(f"{len(images)} pictures, {len(captions)} captions and {len(every)} marks make no sheet")
+        raise UserError(f"{len(images)} pictures, {len(captions)} captions and {len(every)} marks make no sheet")
     shown = [enlarged(image) for image in images]
     width = max(image.width for image in shown) + GAP
     return sheet([cell(*parts, width=width) for parts in zip(shown, captions, every, strict=True)], columns)

@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.figures import samples_png
 
 REQUEST, MANIFEST, SHEET = "request.json", "manifest.jsonl", "sheet.png"
@@ -48,8 +49,8 @@ class Gallery:
         begun = folder / REQUEST
         if begun.is_file():
             refuse_another(folder, json.loads(begun.read_text(encoding="utf-8")), self.request)
-        elif not atomic.is_empty(folder):
-            raise ValueError(f"out={folder} is not empty and holds no pictures of ours: choose another folder")
+        elif not files.is_empty(folder):
+            raise UserError(f"out={folder} is not empty and holds no pictures of ours: choose another folder")
 
     def missing(self) -> list[Picture]:
         return [picture for picture in self.pictures if not (self.folder / picture.name).is_file()]
@@ -65,13 +66,13 @@ class Gallery:
     def add(self, pictures: Sequence[Picture], images: Sequence[Image.Image], parameters: Mapping[str, Any]) -> None:
         """Each picture whole or not at all, with what it was made by in its text; one that is there stays."""
         if not (self.folder / REQUEST).is_file():
-            atomic.write(self.folder / REQUEST, json.dumps(self.request, indent=1, ensure_ascii=False))
+            files.write(self.folder / REQUEST, json.dumps(self.request, indent=1, ensure_ascii=False))
         shared = {name: value for name, value in self.request.items() if name not in ("pictures", "images_sha256")}
         for picture, image in zip(pictures, images, strict=True):
             if (self.folder / picture.name).is_file():
                 continue
             mine = {"prompt": picture.prompt, "seed": picture.seed, **shared, **parameters}
-            atomic.write(self.folder / picture.name, png(image, mine))
+            files.write(self.folder / picture.name, png(image, mine))
 
     def finish(self) -> None:
         """The sheet of the first pictures, and last the manifest: a line a picture, from the pictures' own texts."""
@@ -83,7 +84,7 @@ class Gallery:
             columns=min(COLUMNS, len(first)),
         )
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines()]
-        atomic.write(self.folder / MANIFEST, "".join(lines))
+        files.write(self.folder / MANIFEST, "".join(lines))
 
     def lines(self) -> Iterator[dict[str, Any]]:
         for picture in self.pictures:
@@ -95,7 +96,7 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
     """A line for each picture of a folder that is finished; ValueError where it is not, or is none of ours."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{folder} has no {MANIFEST}: it is no folder of `generate`, or one that is not finished")
+        raise UserError(f"{folder} has no {MANIFEST}: it is no folder of `generate`, or one that is not finished")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
@@ -104,7 +105,7 @@ def read_picture(folder: Path, line: Mapping[str, Any]) -> bytes:
     path = folder / line["file"]
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != line["sha256"]:
-        raise ValueError(f"{path} is not the picture that {MANIFEST} lists: it was changed since")
+        raise UserError(f"{path} is not the picture that {MANIFEST} lists: it was changed since")
     return data
 
 
@@ -112,7 +113,7 @@ def refuse_another(folder: Path, begun: dict[str, Any], wanted: dict[str, Any]) 
     names = [name for name in begun | wanted if begun.get(name) != wanted.get(name)]
     differing = [told(name, begun, wanted) for name in names if name in begun or name not in DECIDE_BITS]
     if differing:
-        raise ValueError(
+        raise UserError(
             f"out={folder} was begun by another request, which differs in {', '.join(differing)}: choose another "
             f"folder, or repeat that request to go on with it ({folder / REQUEST} says what it was)"
         )

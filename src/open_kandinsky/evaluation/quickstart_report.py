@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
 from open_kandinsky.evaluation import figures
 from open_kandinsky.evaluation.report import shapes_page, write_html, write_json
 from open_kandinsky.evaluation.shapes import called
@@ -50,7 +50,7 @@ def report_on(out: Path, parts: Mapping[str, Part], *, seed: int) -> Path:
         "command": "make quickstart",
     }
     samples = (out / "scores" / "samples.png").read_bytes()
-    atomic.write(out / "samples.png", samples)
+    files.write(out / "samples.png", samples)
     drawn = {title: figures.curves({title: series}, title) for title, series in curves(out, parts).items()}
     write_json(out / "report.json", report)
     write_html(out / "report.html", shapes_page(report, samples, drawn))

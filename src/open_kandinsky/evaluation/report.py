@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
 from open_kandinsky.evaluation.figures import Number, duration, timeline
 from open_kandinsky.evaluation.page import Section, figure, grid, note, page, paragraph, picture, table
 
@@ -44,12 +44,12 @@ PRIORS = (
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
     """Whole or not at all. What is not finite, which JSON cannot say, becomes null; TypeError for other than numbers,
     text, lists and mappings."""
-    atomic.write(path, json.dumps(_sayable(report), indent=2, allow_nan=False) + "\n")
+    files.write(path, json.dumps(_sayable(report), indent=2, allow_nan=False) + "\n")
 
 
 def write_html(path: Path, html: str) -> None:
     """Whole or not at all."""
-    atomic.write(path, html)
+    files.write(path, html)
 
 
 def shapes_page(report: Mapping[str, Any], samples: bytes, curves: Mapping[str, str]) -> str:

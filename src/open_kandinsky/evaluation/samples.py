@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from open_kandinsky import atomic
-from open_kandinsky.claims import Claims, share
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.leases import Leases, share
 from open_kandinsky.diffusion.noise import check_seeds
 from open_kandinsky.evaluation import blocks
 from open_kandinsky.evaluation.blocks import Block
@@ -83,18 +84,18 @@ class Samples:
     def begin(self) -> None:
         """Write the request down, or hold it against the one that is there."""
         wanted = json.loads(json.dumps(self.request))
-        begun = json.loads(atomic.write_once(self.folder / REQUEST, json.dumps(wanted, indent=1)))
+        begun = json.loads(files.write_once(self.folder / REQUEST, json.dumps(wanted, indent=1)))
         if differing := [name for name in wanted if begun.get(name) != wanted[name]]:
             told = "; ".join(f"{name} was {begun.get(name)}, now {wanted[name]}" for name in differing)
-            raise ValueError(f"{self.folder} holds pictures of another request: {told}. Choose another out")
+            raise UserError(f"{self.folder} holds pictures of another request: {told}. Choose another out")
 
-    def draw(self, n: int, claims: Claims) -> None:
+    def draw(self, n: int, leases: Leases) -> None:
         """The first `n` pictures, or somewhat more: whole blocks."""
         self.begin()
         same_threads(self.folder, self.subject.device)
         wanted = self.of(n)
         with tqdm(total=len(wanted), desc="pictures", unit="block") as bar:
-            share([Drawn(self, block) for block in wanted], claims, seen=bar.update)
+            share([Drawn(self, block) for block in wanted], leases, seen=bar.update)
 
     def draw_block(self, block: Block) -> None:
         start = time.perf_counter()
@@ -128,7 +129,7 @@ class Samples:
         found = [(block, blocks.marker(self.folder, block)) for block in self.of(n)]
         if missing := [row for block, about in found if about is None for row in block.rows]:
             named = ", ".join(map(str, missing[:8]))
-            raise ValueError(f"{self.folder}: {len(missing)} of {n} pictures are missing ({named}, ...); run it again")
+            raise UserError(f"{self.folder}: {len(missing)} of {n} pictures are missing ({named}, ...); run it again")
         return [about for _, about in found if about is not None]
 
     def flat(self, n: int) -> list[int]:
@@ -151,7 +152,7 @@ class Samples:
 def same_threads(folder: Path, device: str) -> None:
     """On a CPU, compute with as many threads as the process that began the folder: they decide the last bits."""
     if device == "cpu":
-        found = atomic.write_once(folder / THREADS, f"{torch.get_num_threads()}\n")
+        found = files.write_once(folder / THREADS, f"{torch.get_num_threads()}\n")
         if found.strip().isdecimal() and int(found) != torch.get_num_threads():
             logger.info("%s was begun with %s thread(s) a process, and goes on with as many", folder, found.strip())
             torch.set_num_threads(int(found))

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.shapes.world import SPLITS, Scene, World
 from open_kandinsky.data.tars.reading import Skipped, read_samples
 from open_kandinsky.data.transforms import ClipPixels, to_images, to_pixels, to_uint8
@@ -88,7 +89,7 @@ class ShapesProtocol:
     def run(self, asked: Asked) -> str:
         """Write metrics.json and samples.png; ValueError where there are some."""
         if (asked.out / METRICS).exists():
-            raise ValueError(f"out={asked.out} holds metrics already, and none are overwritten: choose another folder")
+            raise UserError(f"out={asked.out} holds metrics already, and none are overwritten: choose another folder")
         pipes = {called(prior): subject.open() for prior, subject in asked.subjects.items()}
         scored = self.scored(pipes)
         asked.out.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.metrics.features import finite
 
 NAME = "Frechet distance"
@@ -49,7 +50,7 @@ def moments(features: Float[Tensor, "n d"]) -> Moments:
 def centred(features: Float[Tensor, "n d"]) -> tuple[Float64[Tensor, "d"], Float64[Tensor, "n d"]]:
     """The mean, and the deviations from it; ValueError as for `frechet_distance`."""
     if len(features) < 2:
-        raise ValueError(f"{len(features)} examples have no covariance; the Frechet distance needs 2 or more")
+        raise UserError(f"{len(features)} examples have no covariance; the Frechet distance needs 2 or more")
     features = finite(features, NAME).detach().double().cpu()
     mean = features.mean(0)
     return mean, features - mean
@@ -111,7 +112,7 @@ class FrechetDistance(Metric):
     def update(self, features: Float[Tensor, "b d"], real: bool) -> None:
         """Keep a batch's features, in float32. Raises ValueError where they are not `dim` wide."""
         if features.shape[1] != self.dim:
-            raise ValueError(f"{self.name}: features are {features.shape[1]} wide, {self.dim} were promised")
+            raise UserError(f"{self.name}: features are {features.shape[1]} wide, {self.dim} were promised")
         (self.real if real else self.generated).append(features.detach().float().flatten())
 
     def compute(self) -> dict[str, float]:

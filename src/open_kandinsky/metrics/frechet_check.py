@@ -5,6 +5,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
+from open_kandinsky.core.errors import NumericalError
 from open_kandinsky.metrics.frechet import Moments, frechet_distance, frechet_from_moments, moments
 
 TOLERANCE = 1e-4  # of the distance
@@ -23,7 +24,7 @@ def frechet_by_eigenvalues(x: Moments, y: Moments) -> float:
 def cross_checked(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
     """The Frechet distance by singular values, where that by eigenvalues says the same.
 
-    Raises FloatingPointError, with both numbers and both spectra, where they are more than 1e-4 of the distance apart
+    Raises NumericalError, with both numbers and both spectra, where they are more than 1e-4 of the distance apart
     and more than rounding can explain; ValueError as `frechet_distance`.
     """
     few = min(len(x), len(y)) < x.shape[1]
@@ -31,7 +32,7 @@ def cross_checked(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
     first = frechet_distance(x, y) if few else frechet_from_moments(*moments_x, *moments_y)
     second = frechet_by_eigenvalues(moments_x, moments_y)
     if abs(first - second) > TOLERANCE * abs(first) + rounding(moments_x.cov, moments_y.cov):
-        raise FloatingPointError(disagreement(first, second, moments_x, moments_y))
+        raise NumericalError(disagreement(first, second, moments_x, moments_y))
     return first
 
 

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.metrics.features import finite
 
 
@@ -24,6 +25,6 @@ def inception_score(logits: Float[Tensor, "n classes"], *, seed: int, splits: in
     Raises ValueError for logits that are not finite and for fewer pictures than splits.
     """
     if len(logits) < splits:
-        raise ValueError(f"{len(logits)} pictures do not fill {splits} splits; take more pictures, or fewer splits")
+        raise UserError(f"{len(logits)} pictures do not fill {splits} splits; take more pictures, or fewer splits")
     score = isc_features_to_metric(finite(logits, "Inception score").detach().cpu(), splits=splits, rng_seed=seed)
     return InceptionScore(score[KEY_METRIC_ISC_MEAN], score[KEY_METRIC_ISC_STD])

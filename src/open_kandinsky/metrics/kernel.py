@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.metrics.features import finite
 
 SIGMA, SCALE = 10.0, 1000.0  # CMMD's: the kernel's width, and what the square is multiplied by
@@ -44,7 +45,7 @@ def kid(
     fewest = min(len(real), len(generated))
     if not 2 <= subset_size <= fewest:
         told = f"KID draws subsets of {subset_size} without replacement, from {len(real)} real and {len(generated)}"
-        raise ValueError(f"{told} generated; give subset_size between 2 and {fewest}, and name it beside the number")
+        raise UserError(f"{told} generated; give subset_size between 2 and {fewest}, and name it beside the number")
     sets = (finite(features, "KID").detach().cpu().double() for features in (generated, real))
     given = {"kid_subsets": subsets, "kid_subset_size": subset_size, "rng_seed": seed, "verbose": False}
     score = kid_features_to_metric(*sets, **given)
@@ -61,7 +62,7 @@ def cmmd(real: Float[Tensor, "n d"], generated: Float[Tensor, "m d"], *, chunk: 
     """
     n, m = len(real), len(generated)
     if min(n, m) < 2:
-        raise ValueError(f"{n} real and {m} generated embeddings have no CMMD; it needs 2 or more of each")
+        raise UserError(f"{n} real and {m} generated embeddings have no CMMD; it needs 2 or more of each")
     x, y = (F.normalize(finite(emb, "CMMD").detach().cpu().double(), dim=1).float() for emb in (real, generated))
     in_x, in_y, across = within(x, chunk), within(y, chunk), between(x, y, chunk) / (n * m)
     value = in_x / n**2 + in_y / m**2 - 2 * across

@@ -9,6 +9,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.metrics.features import finite
 
 
@@ -32,7 +33,7 @@ def neighbours(
     """
     if min(len(real), len(generated)) <= k:
         told = f"{len(real)} real and {len(generated)} generated examples have no {k}-th neighbour"
-        raise ValueError(f"{told}; it takes {k + 1} of each: give more, or a smaller k")
+        raise UserError(f"{told}; it takes {k + 1} of each: give more, or a smaller k")
     x, y = (finite(part, "precision").detach().cpu() for part in (real, generated))
     origin = y.mean(0)
     x, y = (x - origin).float(), (y - origin).float()

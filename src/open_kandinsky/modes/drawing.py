@@ -5,6 +5,7 @@ from itertools import groupby
 
 from PIL import Image
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.prompts import is_picture, opened, part_of
 from open_kandinsky.modes.request import (
     Asked,
@@ -48,9 +49,9 @@ def draw_variations(pipe: Pipeline, request: Request, asked: Sequence[Asked], op
 def asked_mix(request: Request) -> list[Asked]:
     parts, weights = strings(request["parts"]), request["part_weights"]
     if len(parts) != len(weights):
-        raise ValueError(f"{len(parts)} parts but {len(weights)} part_weights: give one weight for each")
+        raise UserError(f"{len(parts)} parts but {len(weights)} part_weights: give one weight for each")
     if stray := [weight for weight in weights if not isinstance(weight, int | float)]:
-        raise ValueError(f"part_weights: {stray[0]!r} is no number")
+        raise UserError(f"part_weights: {stray[0]!r} is no number")
     if parts:
         check_weights(parts, weights)
     for path in filter(is_picture, parts):
@@ -70,10 +71,10 @@ def asked_between(request: Request) -> list[Asked]:
     if not ends:
         return []
     if len(ends) != 2:
-        raise ValueError(f"between={ends}: the two ends, each a picture's path or a text")
+        raise UserError(f"between={ends}: the two ends, each a picture's path or a text")
     (a, b), seed = ends, seeded(request["seed"])
     if n < 2:
-        raise ValueError(f"count={n}: mode=interpolate draws at least 2 pictures, those of both ends")
+        raise UserError(f"count={n}: mode=interpolate draws at least 2 pictures, those of both ends")
     for path in filter(is_picture, ends):
         looked_at(path)
     return [Asked(on_the_way(a, b, k / (n - 1)), seed, {"at": k / (n - 1)}) for k in range(n)]

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.masks import check_mask
 from open_kandinsky.data.prompts import opened
 from open_kandinsky.modes.request import Asked, Options, Request, each, editable, prompts, seeds, strings, texts_of
@@ -38,7 +39,7 @@ def asked_outpainting(request: Request) -> list[Asked]:
     items = list(together(request, "images"))
     margins = request["margins"]
     if items and (not isinstance(margins, list) or len(margins) != len(SIDES)):
-        raise ValueError(f"margins={margins}: [{', '.join(SIDES)}], four whole numbers of pixels")
+        raise UserError(f"margins={margins}: [{', '.join(SIDES)}], four whole numbers of pixels")
     for _, _, path in items:
         check_canvas(path, margins)
     return each(request, [(prompt, own, {"image": path, "margins": margins}) for prompt, own, path in items])
@@ -69,7 +70,7 @@ def check_mask_file(mask: str, image: str) -> None:
     try:
         check_mask(opened_mask, opened(image))
     except ValueError as error:
-        raise ValueError(f"{mask}: {error}") from error
+        raise UserError(f"{mask}: {error}") from error
 
 
 def check_canvas(path: str, margins: Sequence[int]) -> None:

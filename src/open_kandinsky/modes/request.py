@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.prompts import Prompts, opened, read_prompts
 from open_kandinsky.pipeline import Pipeline
 from open_kandinsky.pipeline.inpainting import MAX_SIDE, check_sides
@@ -46,7 +47,7 @@ class Mode:
 
 def texts_of(request: Request) -> Prompts:
     if request["prompts_file"] is not None and request["prompts"]:
-        raise ValueError("prompts and prompts_file are both given: choose one")
+        raise UserError("prompts and prompts_file are both given: choose one")
     if request["prompts_file"] is not None:
         return read_prompts(Path(request["prompts_file"]))
     return [(prompt, None) for prompt in strings(request["prompts"])]
@@ -68,7 +69,7 @@ def each(request: Request, items: Sequence[tuple[str, int | None, dict[str, Any]
 
 def seeded(seed: int) -> int:
     if not 0 <= seed < SEEDS:
-        raise ValueError(f"seed {seed}: seeds are from 0 to 2^32 - 1, that of the last picture too")
+        raise UserError(f"seed {seed}: seeds are from 0 to 2^32 - 1, that of the last picture too")
     return seed
 
 
@@ -86,7 +87,7 @@ def looked_at(path: str, largest: int | None = None) -> Image.Image:
     try:
         check_sides(*image.size, largest)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     return image
 
 

@@ -3,6 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from open_kandinsky.core.errors import UserError
+
 
 class LPIPS(nn.Module):
     """VGG features under learned weights, frozen. Fetches torchvision's VGG16 weights if they are not in its
@@ -15,7 +17,7 @@ class LPIPS(nn.Module):
         try:
             whole = LearnedPerceptualImagePatchSimilarity(net_type="vgg")
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"the perceptual loss needs torchvision's VGG16 weights, and they cannot be fetched ({error}): put "
                 "vgg16-397923af.pth into $TORCH_HOME/hub/checkpoints, or train without it by "
                 "stage.pixel_loss.lpips=0 stage.pixel_loss.perceptual=null"

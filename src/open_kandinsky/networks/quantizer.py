@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from open_kandinsky.networks.division import divided
+from open_kandinsky.core.distributed import shard_like
 
 
 class Quantised(NamedTuple):
@@ -48,7 +48,8 @@ class Codebook(nn.Module):
     def restart(self, which: Bool[Tensor, "codes"], latents: Float[Tensor, "codes c"]) -> None:
         """The codes that are named become the latents in their places; every process gives the same."""
         weight = self.embedding.weight
-        weight.copy_(torch.where(divided(which[:, None], weight), divided(latents.to(weight.dtype), weight), weight))
+        named, codes = shard_like(which[:, None], weight), shard_like(latents.to(weight.dtype), weight)
+        weight.copy_(torch.where(named, codes, weight))
 
     def forward(self, z: Float[Tensor, "b c h w"]) -> Quantised:
         index = self.nearest(z)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch._inductor.config
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights.devices import Device, placed
 
 DRAWING = ("prior", "decoder", "movq")
@@ -18,10 +19,10 @@ REPEATED = ("forward", "encode", "decode")  # what drawing asks of U-Net, prior 
 def check(device: Device | Mapping[str, Device], *, offload: bool) -> None:
     """ValueError for networks that take turns, and for a CPU whose programs cannot be made."""
     if offload:
-        raise ValueError("offload and compile: what is compiled keeps its place; choose one of them")
+        raise UserError("offload and compile: what is compiled keeps its place; choose one of them")
     devices, compiler = placed(device), os.environ.get("CXX", "g++")
     if any(on_cpu(devices[part]) and pays(part, devices[part]) for part in DRAWING) and not shutil.which(compiler):
-        raise ValueError(f"compile=true: on a CPU it needs a C++ compiler, and there is no {compiler!r}: install one")
+        raise UserError(f"compile=true: on a CPU it needs a C++ compiler, and there is no {compiler!r}: install one")
 
 
 def on_cpu(device: Device) -> bool:

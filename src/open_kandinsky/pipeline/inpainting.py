@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.transforms import as_rgb, to_pixels
 from open_kandinsky.diffusion.denoise import Denoise, keep_known
 
@@ -35,7 +36,7 @@ class InpaintCondition:
         channels = network.conv_in.in_channels
         own = self.z.shape[1]
         if channels not in (own, 2 * own + 1):
-            raise ValueError(
+            raise UserError(
                 f"the decoder's U-Net reads {channels} channels: for latents of {own} it should be {own} "
                 f"(text to image) or {2 * own + 1} (inpainting: x_t, known latent, mask)"
             )
@@ -77,10 +78,10 @@ def matched(**given: Any) -> list[list[Any]]:
     counts = {name: len(of) for name, of in lists.items()}
     n = max(counts.values())
     if absent := [name for name, count in counts.items() if count == 0]:
-        raise ValueError(f"no {' and no '.join(absent)}: nothing to draw; give at least one")
+        raise UserError(f"no {' and no '.join(absent)}: nothing to draw; give at least one")
     if set(counts.values()) - {1, n}:
         found = ", ".join(f"{count} {name}" for name, count in counts.items())
-        raise ValueError(f"{found}: give one for all pictures, or one for each")
+        raise UserError(f"{found}: give one for all pictures, or one for each")
     return [of * n if len(of) == 1 else of for of in lists.values()]
 
 
@@ -88,25 +89,25 @@ def picture(image: Any, name: str = "image") -> Image.Image:
     """Upright and RGB, as every reader of this package has it. ValueError for what is no PIL image."""
     if not isinstance(image, Image.Image):
         remedy = f"PIL.Image.open({str(image)!r})" if not hasattr(image, "shape") else "PIL.Image.fromarray(...)"
-        raise ValueError(f"{name}: a PIL image is wanted, and this is a {type(image).__name__}; give {remedy}")
+        raise UserError(f"{name}: a PIL image is wanted, and this is a {type(image).__name__}; give {remedy}")
     return as_rgb(image)
 
 
 def check_sides(width: int, height: int, largest: int | None = MAX_SIDE) -> None:
     """ValueError for a side that is too small to show anything, or too large to be drawn at its own size."""
     if min(width, height) < MIN_SIDE:
-        raise ValueError(f"a picture of {width}x{height} pixels: sides are at least {MIN_SIDE} pixels; enlarge it")
+        raise UserError(f"a picture of {width}x{height} pixels: sides are at least {MIN_SIDE} pixels; enlarge it")
     if largest is not None and max(width, height) > largest:
-        raise ValueError(f"a picture of {width}x{height} pixels: sides are at most {largest} pixels; make it smaller")
+        raise UserError(f"a picture of {width}x{height} pixels: sides are at most {largest} pixels; make it smaller")
 
 
 def check_margins(left: int, right: int, top: int, bottom: int) -> None:
     """ValueError unless whole numbers of pixels, none negative and some above 0."""
     margins = dict(zip(SIDES, (left, right, top, bottom), strict=True))
     if stray := [f"{side}={n}" for side, n in margins.items() if not isinstance(n, int) or n < 0]:
-        raise ValueError(f"outpaint: {', '.join(stray)}: a margin is a whole number of pixels, 0 or more")
+        raise UserError(f"outpaint: {', '.join(stray)}: a margin is a whole number of pixels, 0 or more")
     if not any(margins.values()):
-        raise ValueError("outpaint: all margins are 0, nothing is to be painted: give left, right, top or bottom")
+        raise UserError("outpaint: all margins are 0, nothing is to be painted: give left, right, top or bottom")
 
 
 def enlarged(image: Image.Image, *, left: int, right: int, top: int, bottom: int) -> tuple[Image.Image, Image.Image]:

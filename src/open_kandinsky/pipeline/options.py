@@ -3,10 +3,11 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from math import isfinite
 from typing import Any, TypedDict, get_type_hints
 
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.suggest import nearest
 from open_kandinsky.diffusion.samplers import named
 from open_kandinsky.pipeline.inpainting import listed, picture
 
@@ -107,8 +108,8 @@ def pictures_in(given: Any, name: str) -> Any:
 def remedy(name: str, known: set[str]) -> str:
     if name in OF_DIFFUSERS:
         return f"here it is {OF_DIFFUSERS[name]}"
-    near = get_close_matches(name, sorted(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(DEFAULTS)}"
+    near = nearest(name, sorted(known))
+    return f"did you mean {near!r}?" if near else f"there are {', '.join(DEFAULTS)}"
 
 
 def prior_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,21 +128,21 @@ def sides(size: Any) -> tuple[int, int] | None:
     both = (size, size) if isinstance(size, int) else size
     is_pair = isinstance(both, tuple | list) and len(both) == 2
     if not is_pair or any(not is_whole(side) or side < 1 for side in both):
-        raise ValueError(f"size={size}: a number of pixels or (width, height), each at least 1")
+        raise UserError(f"size={size}: a number of pixels or (width, height), each at least 1")
     return both[0], both[1]
 
 
 def finite(name: str, value: Any) -> Number:
     """ValueError for what is no finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise ValueError(f"{name}={value}: a finite number")
+        raise UserError(f"{name}={value}: a finite number")
     return value
 
 
 def at_least_one(name: str, value: Any) -> int:
     """ValueError for what is no whole number from 1 on."""
     if not is_whole(value) or value < 1:
-        raise ValueError(f"{name}={value}: a whole number, at least 1")
+        raise UserError(f"{name}={value}: a whole number, at least 1")
     return value
 
 
@@ -151,12 +152,12 @@ def is_whole(value: Any) -> bool:
 
 def check_seed_list(name: str, value: Any) -> None:
     if stray := [seed for seed in listed(value) if not is_whole(seed)]:
-        raise ValueError(f"{name}: {stray[0]!r} is no whole number")
+        raise UserError(f"{name}: {stray[0]!r} is no whole number")
 
 
 def check_output_type(name: str, value: Any) -> None:
     if value not in OUTPUT_TYPES:
-        raise ValueError(f"{name}={value!r}: one of {', '.join(OUTPUT_TYPES)}")
+        raise UserError(f"{name}={value!r}: one of {', '.join(OUTPUT_TYPES)}")
 
 
 CHECKS: Mapping[str, Callable[[str, Any], object]] = {
@@ -177,5 +178,5 @@ def seeds_for(n: int, seeds: int | Sequence[int] | None) -> Sequence[int]:
     if seeds is None:
         return range(n)
     if len(listed(seeds)) != n:
-        raise ValueError(f"{len(listed(seeds))} seeds for {n} images: seeds={seeds}; give a list with one for each")
+        raise UserError(f"{len(listed(seeds))} seeds for {n} images: seeds={seeds}; give a list with one for each")
     return listed(seeds)

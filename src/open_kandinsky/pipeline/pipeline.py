@@ -15,6 +15,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.masks import check_mask, keep_of
 from open_kandinsky.data.transforms import ClipPixels, to_output
 from open_kandinsky.diffusion.noise import PerImageNoise, check_seeds
@@ -115,7 +116,7 @@ class Pipeline:
         ValueError for networks that are compiled, take turns or lie on several devices: `load` places those.
         """
         if not self.movable:
-            raise ValueError("compiled, offloaded or on several devices: load(source, device=..., dtype=...) anew")
+            raise UserError("compiled, offloaded or on several devices: load(source, device=..., dtype=...) anew")
         device = self.device if device is None else device
         networks = [self.clip, self.prior.network, self.decoder.network, self.movq]
         networks += [self.text] if self.text is not None and self.text is not self.clip else []
@@ -272,7 +273,7 @@ class Pipeline:
         so that the embedding alone moves.
         """
         if n < 2:
-            raise ValueError(f"interpolate: n={n}, at least 2: the pictures of both ends")
+            raise UserError(f"interpolate: n={n}, at least 2: the pictures of both ends")
         return self.between(a, b, [i / (n - 1) for i in range(n)], **options)
 
     @with_options
@@ -350,7 +351,7 @@ class Pipeline:
     ) -> list[Any]:
         """Images of one size at a time; each comes back at its own."""
         if options.get("size") is not None:
-            raise ValueError(f"size={options['size']}: an edited picture keeps its image's size; leave size out")
+            raise UserError(f"size={options['size']}: an edited picture keeps its image's size; leave size out")
         seeds = seeds_for(len(images), options.get("seeds"))
         for image in images:
             check_sides(*image.size)
@@ -421,10 +422,10 @@ class Pipeline:
 def check_weights(parts: Sequence[Any], weights: Sequence[Any]) -> None:
     """ValueError unless there is a finite weight for each part, and one that is not 0."""
     if len(parts) != len(weights):
-        raise ValueError(f"mix: {len(parts)} texts and images but {len(weights)} weights; give one weight for each")
+        raise UserError(f"mix: {len(parts)} texts and images but {len(weights)} weights; give one weight for each")
     numbers = all(isinstance(weight, int | float) for weight in weights)
     if not numbers or not any(weights) or not all(map(isfinite, weights)):
-        raise ValueError(f"mix: weights {list(weights)}: give finite numbers that are not all 0")
+        raise UserError(f"mix: weights {list(weights)}: give finite numbers that are not all 0")
 
 
 def size_of(network: Any) -> int:

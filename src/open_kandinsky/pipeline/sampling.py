@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.diffusion.denoise import Denoise, clamp, denoiser
 from open_kandinsky.diffusion.guidance import guide
 from open_kandinsky.diffusion.parameterisation import Denoised, Parameterisation
@@ -105,7 +106,7 @@ class FromImage:
         walked = int(steps * check_strength(self.strength))
         if walked < 1:
             least = math.ceil(1000 / steps) / 1000
-            raise ValueError(
+            raise UserError(
                 f"strength={self.strength} of {steps} steps is not one step: take a strength of at least {least}, "
                 "or more steps"
             )
@@ -117,7 +118,7 @@ class FromImage:
 def check_strength(strength: Any) -> Number:
     """ValueError unless in (0, 1]: 0 would be the image as it is."""
     if not isinstance(strength, int | float) or not 0 < strength <= 1:
-        raise ValueError(
+        raise UserError(
             f"strength={strength}: above 0, at most 1; small stays near the image, 1 leaves least of it, 0.3 is usual"
         )
     return strength

@@ -11,7 +11,8 @@ import torch
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights import checkpoint_folder, store
 
 AUTO = "auto"
@@ -35,7 +36,7 @@ def start(run_dir: Path, resume: str | None, *, is_first: bool) -> Path | None:
     if resume not in (None, AUTO):
         return existing(checkpoint_folder.standing(Path(str(resume))))
     if resume == AUTO and re.search(NOW, run_dir.name) and not run_dir.exists():
-        raise ValueError(
+        raise UserError(
             f"resume=auto needs a run_dir that is the same each time, and {run_dir} is named by the clock: "
             "set run_dir, as in run_dir=runs/decoder"
         )
@@ -52,7 +53,7 @@ def existing(checkpoint: Path) -> Path:
     if not (checkpoint.is_file() or checkpoint_folder.is_folder(checkpoint)):
         folder = next((f for f in (checkpoint, checkpoint.parent) if f.is_dir()), None)
         found = ", ".join(sorted(str(p) for p in folder.rglob("*.ckpt"))[:5]) if folder else ""
-        raise ValueError(f"resume={checkpoint} is no checkpoint; there are: {found or 'none'}")
+        raise UserError(f"resume={checkpoint} is no checkpoint; there are: {found or 'none'}")
     return checkpoint
 
 
@@ -65,8 +66,8 @@ def refuse_to_overwrite(run_dir: Path, resume: str | None) -> None:
     if not there or ("config.yaml" in there and (resume == AUTO or not has_trained(run_dir))):
         return
     if "config.yaml" not in there:
-        raise ValueError(f"run_dir={run_dir} holds other files and no run ({', '.join(there[:3])}): choose another")
-    raise ValueError(
+        raise UserError(f"run_dir={run_dir} holds other files and no run ({', '.join(there[:3])}): choose another")
+    raise UserError(
         f"run_dir={run_dir} is a run already, and none is overwritten: go on with it by the same command and "
         "resume=auto, or choose another run_dir"
     )
@@ -115,7 +116,7 @@ def newest(folder: Path) -> Path | None:
             return checkpoint
         rank_zero_warn(f"{checkpoint} is passed over: {wrong}")
     if found:
-        raise ValueError(f"{folder}: none of {len(found)} checkpoint(s) is whole; remove them to begin anew")
+        raise UserError(f"{folder}: none of {len(found)} checkpoint(s) is whole; remove them to begin anew")
     return None
 
 
@@ -147,7 +148,7 @@ def figure(run_dir: Path, name: str) -> float:
     figures = logged(run_dir / CHECKPOINTS / LAST)["figures"]
     if name not in figures:
         there = ", ".join(sorted(figures)) or "nothing, or callbacks.checkpoint or callbacks.history is off"
-        raise ValueError(f"objective={name}: {run_dir} logged no such figure; it logged {there}")
+        raise UserError(f"objective={name}: {run_dir} logged no such figure; it logged {there}")
     return figures[name]
 
 
@@ -163,7 +164,7 @@ def held(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise ValueError(f"run_dir={run_dir}: another process is training there; choose another run_dir") from error
+            raise UserError(f"run_dir={run_dir}: another process is training there; choose another run_dir") from error
         except OSError:
             pass
         try:
@@ -180,7 +181,7 @@ def recorded(run_dir: Path) -> dict[str, Any] | None:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: damaged ({error}); remove it to go on without") from error
+        raise UserError(f"{path}: damaged ({error}); remove it to go on without") from error
 
 
 def keep_record(run_dir: Path, now: Mapping[str, Any]) -> None:
@@ -191,7 +192,7 @@ def keep_record(run_dir: Path, now: Mapping[str, Any]) -> None:
     differ = changes(before, now)
     if differ.keys() - {"resume"}:
         number = len(list(run_dir.glob("config.*.yaml"))) + 1
-        atomic.write(run_dir / f"config.{number}.yaml", (run_dir / "config.yaml").read_bytes())
+        files.write(run_dir / f"config.{number}.yaml", (run_dir / "config.yaml").read_bytes())
     if told := [text for key, text in differ.items() if decides(key)]:
         rank_zero_warn(f"{run_dir}: this run goes on with other settings than before: {', '.join(told)}")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from open_kandinsky import loading
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights.source import Source
 
 log = logging.getLogger(__name__)
@@ -40,10 +41,10 @@ def refuse_others(state: Mapping[str, Any], own: Mapping[str, Any], told: str) -
     """ValueError at weights that the network lacks, wants, or has in another shape."""
     wrong = sorted(key for key in state.keys() ^ own.keys())
     if wrong:
-        raise ValueError(f"{told}: {len(wrong)} weights are in one of both networks only, {wrong[0]!r} among them")
+        raise UserError(f"{told}: {len(wrong)} weights are in one of both networks only, {wrong[0]!r} among them")
     shapes = {key: (tuple(state[key].shape), tuple(x.shape)) for key, x in own.items()}
     unlike = [f"{key} {there}, and here {here}" for key, (there, here) in shapes.items() if there != here]
     if unlike:
-        raise ValueError(
+        raise UserError(
             f"{told}: {len(unlike)} weights have another shape: {unlike[0]}; choose the network they are of"
         )

@@ -14,6 +14,8 @@ from lightning.fabric.plugins.environments import (
 )
 from torch.distributed import TCPStore
 
+from open_kandinsky.core.errors import UserError
+
 # What conf/train.yaml's run_dir reads, where it is set.
 STARTED = "OPEN_KANDINSKY_STARTED"  # when the first process was started
 RUN_DIR = "OPEN_KANDINSKY_RUN_DIR"  # the folder, as the process that started this one has it
@@ -47,7 +49,7 @@ def by_hand(nodes: int) -> ClusterEnvironment | None:
     if RUN_DIR in os.environ or (nodes < 2 and "LOCAL_RANK" not in os.environ):
         return None
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]:
-        raise ValueError(
+        raise UserError(
             f"trainer.num_nodes={nodes}: start it by torchrun or SLURM, or by hand on each node with MASTER_ADDR and "
             f"MASTER_PORT of the first and its own NODE_RANK from 0; not set here: {', '.join(missing)}"
         )

@@ -5,6 +5,8 @@ import re
 import subprocess
 from collections.abc import Sequence
 
+from open_kandinsky.core.errors import UserError
+
 
 def check_tasks(devices: int | str | Sequence[int], nodes: int) -> None:
     """ValueError where srun has started another number of processes than the trainer has devices on all nodes.
@@ -16,7 +18,7 @@ def check_tasks(devices: int | str | Sequence[int], nodes: int) -> None:
         return
     a_node = devices if isinstance(devices, int) else len(devices)
     if started != a_node * nodes:
-        raise ValueError(
+        raise UserError(
             f"SLURM has started {started} task(s), and trainer.devices={a_node} on trainer.num_nodes={nodes} needs "
             f"{a_node * nodes}, one a device: ask for {nodes} node(s) with {a_node} task(s) each "
             "(sbatch --nodes and --ntasks-per-node, and srun before the command; launcher=slurm does so by itself)"

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
+from open_kandinsky.core.distributed import mean_over_processes
 from open_kandinsky.networks.movq import Reconstruction
-from open_kandinsky.stages.processes import mean
 
 EPSILON = 1e-4  # VQGAN's: an adversary that says the same everywhere weighs little, and not infinitely much
 
@@ -42,7 +42,8 @@ class Adaptive:
         self.weight, self.most = weight, most
 
     def __call__(self, quality: Tensor, fooling: Tensor, made: Reconstruction, last: nn.Conv2d) -> Float[Tensor, ""]:
-        picture, adversary = (mean(last_gradient(loss, made, last)).norm() for loss in (quality, fooling))
+        gradients = (last_gradient(loss, made, last) for loss in (quality, fooling))
+        picture, adversary = (mean_over_processes(gradient).norm() for gradient in gradients)
         return self.weight * (picture / (adversary + EPSILON)).clamp(max=self.most)
 
 

@@ -11,11 +11,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
+from open_kandinsky.core.distributed import gather_rows, mean_over_processes
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.batch import ImageBatch
 from open_kandinsky.networks.clip import Clip
 from open_kandinsky.stages.engine import Engine
 from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, stepwise
-from open_kandinsky.stages.processes import gathered, mean
 
 
 class ClipStage(LightningModule):
@@ -33,7 +34,7 @@ class ClipStage(LightningModule):
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
-            raise ValueError(
+            raise UserError(
                 "stage=clip with strategy=fsdp: CLIP's temperature is one number, which FSDP2 does not shard: "
                 "take strategy=ddp"
             )
@@ -48,7 +49,7 @@ class ClipStage(LightningModule):
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         image, text = self.embed(batch)
         loss = self.contrast(image, text, self.network.model.logit_scale.exp())
-        self.log("train/loss", mean(loss), prog_bar=True)
+        self.log("train/loss", mean_over_processes(loss), prog_bar=True)
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -58,7 +59,7 @@ class ClipStage(LightningModule):
             self.network.model.logit_scale.clamp_(0, math.log(100))
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        image, text = map(gathered, self.embed(batch))  # a caption is found among those of all processes
+        image, text = map(gather_rows, self.embed(batch))  # a caption is found among those of all processes
         hit = (image @ text.T).argmax(1) == torch.arange(len(image), device=image.device)
         self.log("val/retrieval", hit.float().mean(), prog_bar=True, batch_size=len(image), sync_dist=True)
         self.log("val/cosine", (image * text).sum(1).mean(), batch_size=len(image), sync_dist=True)

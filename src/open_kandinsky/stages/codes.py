@@ -8,8 +8,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from open_kandinsky.core.distributed import broadcast_from_first, gather_rows, sum_over_processes
 from open_kandinsky.networks.quantizer import Codebook, perplexity_of
-from open_kandinsky.stages.processes import first, gathered, total
 
 Draw = Callable[[], Float[Tensor, "codes c"]]
 
@@ -29,7 +29,7 @@ class Usage(nn.Module):
         self.register_buffer("counts", torch.zeros(codes, dtype=torch.long))
 
     def add(self, index: Int[Tensor, "b h w"]) -> None:
-        self.counts += total(torch.bincount(index.flatten(), minlength=len(self.counts)))
+        self.counts += sum_over_processes(torch.bincount(index.flatten(), minlength=len(self.counts)))
 
     def figures(self) -> dict[str, Float[Tensor, ""]]:
         """Shares of the codes: `code_usage` by the perplexity, `codes_used` at least once."""
@@ -66,5 +66,5 @@ class Restart:
 
 def drawn(z: Float[Tensor, "b c h w"], codes: int) -> Float[Tensor, "codes c"]:
     """A latent for each code from the batches of all processes, the same on each; repeats where there are fewer."""
-    flat = gathered(rearrange(z, "b c h w -> (b h w) c"))
-    return flat[first(torch.randint(len(flat), (codes,), device=z.device))]
+    flat = gather_rows(rearrange(z, "b c h w -> (b h w) c"))
+    return flat[broadcast_from_first(torch.randint(len(flat), (codes,), device=z.device))]

@@ -5,7 +5,7 @@ from einops import rearrange
 from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
-from open_kandinsky.diffusion.draws import Draws
+from open_kandinsky.core.draws import Draws
 
 
 class Null(nn.Module):

@@ -8,8 +8,9 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from open_kandinsky.core.distributed import mean_over_processes
+from open_kandinsky.core.draws import Draws, process_draws
 from open_kandinsky.data.batch import LatentBatch
-from open_kandinsky.diffusion.draws import Draws
 from open_kandinsky.diffusion.loss import Loss, noised
 from open_kandinsky.diffusion.parameterisation import Parameterisation
 from open_kandinsky.networks.unet import Context, UNet
@@ -17,7 +18,6 @@ from open_kandinsky.stages.conditions import Null
 from open_kandinsky.stages.engine import Engine
 from open_kandinsky.stages.inpainting import Beside
 from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, stepwise
-from open_kandinsky.stages.processes import draws, mean
 
 
 class DecoderStage(LightningModule):
@@ -68,12 +68,12 @@ class DecoderStage(LightningModule):
         return self.loss(output, example, self.alpha_bar, self.parameterisation), example.t
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
-        loss = self.losses(batch, draws(self))[0].mean()
-        self.log("train/loss", mean(loss), prog_bar=True)
+        loss = self.losses(batch, process_draws())[0].mean()
+        self.log("train/loss", mean_over_processes(loss), prog_bar=True)
         return loss
 
     def validation_step(self, batch: LatentBatch, batch_idx: int) -> dict[str, Tensor]:
-        losses, t = self.losses(batch, draws(self))
+        losses, t = self.losses(batch, process_draws())
         self.log("val/loss", losses.mean(), prog_bar=True, batch_size=len(t), sync_dist=True)
         return {"losses": losses, "t": t}
 

@@ -1,5 +1,6 @@
 """How a stage's networks run: recomputed, compiled and sharded, block by block, by torch's own means."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -9,7 +10,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from open_kandinsky.networks.division import Divided
+from open_kandinsky.core.errors import UserError
 
 # Blocks send and hold weights in bf16, as autocast would have cast them; outside of blocks (embeddings, positions) they
 # stay float32, and so do gradients and the weights that the optimiser moves. Inputs are autocast's to cast.
@@ -19,6 +20,19 @@ IN_BLOCKS = {
 }
 OUTSIDE = MixedPrecisionPolicy(cast_forward_inputs=False)
 SHAPES = 8  # of which a block may be given as many, as in aspect-ratio buckets, before it is no longer compiled
+
+
+@runtime_checkable
+class Shardable(Protocol):
+    """A network made of units: blocks whose `forward` is called, and of which one runs at a time."""
+
+    entries: tuple[str, ...]  # the methods beside `forward` that run parts of the network
+
+    def units(self) -> Sequence[nn.Module]: ...
+
+    def apart(self) -> Sequence[nn.Module]:
+        """Modules inside of units that run, together, when their units do not."""
+        ...
 
 
 @runtime_checkable
@@ -49,8 +63,8 @@ class Compiled:
 class Engine:
     """What is done to each of a stage's networks once, before its first step; `ways` in turn, then sharding.
 
-    A network that is not `Divided` is one unit, which is sharded alone. On a GPU what is not sharded, which FSDP2 takes
-    as it is only, is in channels_last; a CPU trains faster without (benchmarks/README.md).
+    A network that is not `Shardable` is one unit, which is sharded alone. On a GPU what is not sharded, which FSDP2
+    takes as it is only, is in channels_last; a CPU trains faster without (benchmarks/README.md).
     """
 
     def __init__(self, *, ways: list[Way]) -> None:
@@ -63,7 +77,7 @@ class Engine:
             if any(network is each for each in self.done):
                 continue
             self.done.append(network)
-            units = list(network.units()) if isinstance(network, Divided) else []
+            units = list(network.units()) if isinstance(network, Shardable) else []
             for way in self.ways:
                 for unit in units:
                     way(unit, len(units))
@@ -80,13 +94,13 @@ def shard(network: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     steps (averages, clipping, checkpoints) finds each process's shard.
     """
     if precision not in IN_BLOCKS:
-        raise ValueError(f"trainer.precision={precision} with strategy=fsdp: choose one of {', '.join(IN_BLOCKS)}")
+        raise UserError(f"trainer.precision={precision} with strategy=fsdp: choose one of {', '.join(IN_BLOCKS)}")
     split = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
-    if isinstance(network, Divided):
+    if isinstance(network, Shardable):
         if apart := list(network.apart()):
             split(apart, mp_policy=IN_BLOCKS[precision])
         for unit in network.units():
             split(unit, mp_policy=IN_BLOCKS[precision])
     split(network, mp_policy=OUTSIDE)
-    for entry in network.entries if isinstance(network, Divided) else ():
+    for entry in network.entries if isinstance(network, Shardable) else ():
         register_fsdp_forward_method(network, entry)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from open_kandinsky.diffusion.draws import Draws
+from open_kandinsky.core.draws import Draws
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from open_kandinsky.core.distributed import mean_over_processes
 from open_kandinsky.data.batch import ImageBatch
 from open_kandinsky.networks.discriminator import hinge
 from open_kandinsky.networks.movq import MoVQ, Reconstruction
@@ -21,7 +22,6 @@ from open_kandinsky.stages.freezing import freeze_all_but
 from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, made_for
 from open_kandinsky.stages.penalties import Bout
 from open_kandinsky.stages.pixel_loss import PixelLoss
-from open_kandinsky.stages.processes import mean
 
 
 class MoVQStage(LightningModule):
@@ -113,7 +113,7 @@ class MoVQStage(LightningModule):
 
     def tell(self, figures: Mapping[str, Tensor]) -> None:
         """Log means over all processes, gathered in one go."""
-        means = mean(torch.stack([figure.detach().float() for figure in figures.values()]))
+        means = mean_over_processes(torch.stack([figure.detach().float() for figure in figures.values()]))
         for name, figure in zip(figures, means, strict=True):
             self.log(f"train/{name}", figure, prog_bar=name in ("loss", "adversary"))
 

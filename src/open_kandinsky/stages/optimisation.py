@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from open_kandinsky.networks.division import divided
+from open_kandinsky.core.distributed import shard_like
+from open_kandinsky.core.errors import UserError
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeSchedule = Callable[[Optimizer], LRScheduler]
@@ -62,7 +63,7 @@ def refuse_other_groups(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """ValueError for the state of an optimiser whose weight decay moved vectors too, as versions before 0.2 had it."""
     before, now = len(state["param_groups"]), len(optimizer.param_groups)
     if before != now:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint's optimiser has {before} group(s) of parameters, and this one {now} (weight decay is for "
             "matrices alone since version 0.2): begin anew from its weights, run_dir=NEW init=RUN"
         )
@@ -73,7 +74,7 @@ def lay_out(optimizer: Optimizer) -> None:
     for weight, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
-                state[name] = divided(value, weight)
+                state[name] = shard_like(value, weight)
 
 
 def stepwise(

@@ -7,7 +7,7 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from open_kandinsky.stages.processes import mean
+from open_kandinsky.core.distributed import mean_over_processes
 
 
 class Bout(NamedTuple):
@@ -74,4 +74,4 @@ class LeCam(nn.Module):
         self.seen += 1
         new = (1 / self.seen).clamp(min=1 - self.decay)
         for average, scores in ((self.real, bout.real), (self.fake, bout.fake)):
-            average.lerp_(mean(scores.to(average.dtype).mean()), new)
+            average.lerp_(mean_over_processes(scores.to(average.dtype).mean()), new)

@@ -5,6 +5,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from open_kandinsky.core.errors import UserError
+
 
 class PixelLoss(nn.Module):
     """Weighted absolute and squared error, absolute error of neighbours' differences, and a perceptual distance."""
@@ -12,7 +14,7 @@ class PixelLoss(nn.Module):
     def __init__(self, *, l1: float, l2: float, edges: float, lpips: float, perceptual: nn.Module | None) -> None:
         super().__init__()
         if lpips > 0 and perceptual is None:
-            raise ValueError(f"lpips={lpips} weighs a distance that is not there: set perceptual, or lpips=0")
+            raise UserError(f"lpips={lpips} weighs a distance that is not there: set perceptual, or lpips=0")
         self.l1, self.l2, self.edges, self.lpips = l1, l2, edges, lpips
         self.perceptual: Any = [perceptual]  # in a list: frozen, so out of the state dict
 

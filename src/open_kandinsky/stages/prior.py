@@ -9,14 +9,14 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from open_kandinsky.core.distributed import mean_over_processes
+from open_kandinsky.core.draws import Draws, process_draws
 from open_kandinsky.data.batch import EmbeddingBatch
-from open_kandinsky.diffusion.draws import Draws
 from open_kandinsky.diffusion.loss import Loss, noised
 from open_kandinsky.diffusion.parameterisation import Parameterisation
 from open_kandinsky.stages.conditions import Null
 from open_kandinsky.stages.engine import Engine
 from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, stepwise
-from open_kandinsky.stages.processes import draws, mean
 
 
 class PriorStage(LightningModule):
@@ -61,16 +61,16 @@ class PriorStage(LightningModule):
         return self.network.prefix(*self.null.drop(chance, draws, **text))
 
     def training_step(self, batch: EmbeddingBatch, batch_idx: int) -> Tensor:
-        own = draws(self)
+        own = process_draws()
         example = noised(self.network.standardise(batch["image_emb"]), self.alpha_bar, own)
         output = self.network(example.x_t, example.t, self.prefix(batch, self.drop_text, own))
         loss = self.loss(output, example, self.alpha_bar, self.parameterisation).mean()
-        self.log("train/loss", mean(loss), prog_bar=True)
+        self.log("train/loss", mean_over_processes(loss), prog_bar=True)
         return loss
 
     def validation_step(self, batch: EmbeddingBatch, batch_idx: int) -> None:
         """How near the first guess from noise alone comes to the image's embedding, and how near the caption's is."""
-        true, own = batch["image_emb"], draws(self)
+        true, own = batch["image_emb"], process_draws()
         t = torch.full((len(true),), len(self.alpha_bar) - 1, device=true.device)
         guess = self.network(own.normal(true), t, self.prefix(batch, 0.0, own))
         guess = self.network.standardise.inverse(guess)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from open_kandinsky.core.errors import UserError
+
 NETWORKS, DIFFUSION = "open_kandinsky.networks", "open_kandinsky.diffusion"
 # Part of a system -> what its network may be. A network of your own is named here, too.
 PARTS = {
@@ -69,7 +71,7 @@ def schedule(node: Any, where: str) -> Tensor:
     """alpha_bar of each timestep."""
     T = node.get("T") if isinstance(node, Mapping) else None
     if T is not None and (not isinstance(T, int) or not 1 <= T <= LONGEST):
-        raise ValueError(f"{where}: stage.alpha_bar.T is {T}; a schedule has 1 to {LONGEST:,} timesteps")
+        raise UserError(f"{where}: stage.alpha_bar.T is {T}; a schedule has 1 to {LONGEST:,} timesteps")
     return made(node, SCHEDULES, where)
 
 
@@ -82,7 +84,7 @@ def made(node: Any, targets: tuple[str, ...], where: str) -> Any:
     target = node.get("_target_") if isinstance(node, Mapping) else node
     if target not in targets:
         known = ", ".join(name.rpartition(".")[2] for name in targets)
-        raise ValueError(f"{where}: refused to build {target!r}; here it may be {known}")
+        raise UserError(f"{where}: refused to build {target!r}; here it may be {known}")
     given = {name: value for name, value in node.items() if name != "_target_"}
     make = resolve_name(str(target))
     arguments = {name: argument(name, value, where) for name, value in given.items()}
@@ -93,7 +95,7 @@ def made(node: Any, targets: tuple[str, ...], where: str) -> Any:
         raise
     except Exception as error:  # of numbers that cannot be, constructors make nearly anything
         told = " ".join(str(error).split())[:300]
-        raise ValueError(f"{where}: its config does not make a {target.rpartition('.')[2]}: {told}") from error
+        raise UserError(f"{where}: its config does not make a {target.rpartition('.')[2]}: {told}") from error
 
 
 def argument(name: str, value: Any, where: str) -> Any:
@@ -101,7 +103,7 @@ def argument(name: str, value: Any, where: str) -> Any:
         return made(value, NESTED[name], where)
     if name in SIZES and isinstance(value, Mapping):
         if stray := sorted(map(str, value.keys() - SIZES[name])):
-            raise ValueError(f"{where}: {name}.{stray[0]} is none of {', '.join(sorted(SIZES[name]))}")
+            raise UserError(f"{where}: {name}.{stray[0]} is none of {', '.join(sorted(SIZES[name]))}")
         return {key: plain(f"{name}.{key}", each, where) for key, each in value.items()}
     return plain(name, value, where)
 
@@ -112,7 +114,7 @@ def plain(name: str, value: Any, where: str) -> Any:
         return [plain(name, one, where) for one in value]
     is_number = isinstance(value, int | float) and abs(value) < 1e12 and isfinite(value)
     if not (value is None or is_number or (name in TEXTS and isinstance(value, str))):
-        raise ValueError(f"{where}: {name} is {str(value)[:100]!r}, and no plain number")
+        raise UserError(f"{where}: {name} is {str(value)[:100]!r}, and no plain number")
     return value
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights import checkpoint_folder, store
 from open_kandinsky.weights.part import Picked
 
@@ -21,9 +22,9 @@ def ema(path: Path) -> Picked:
     state, dropped = raw(path)
     average = averages(path)
     if not average:
-        raise ValueError(f"{path}: weights_of=ema, but its run kept no average (callbacks.ema): take weights_of=raw")
+        raise UserError(f"{path}: weights_of=ema, but its run kept no average (callbacks.ema): take weights_of=raw")
     if stray := sorted(average.keys() - state.keys()):
-        raise ValueError(f"{path}: {len(stray)} averaged weights are of no weight, {stray[0]!r} among them")
+        raise UserError(f"{path}: {len(stray)} averaged weights are of no weight, {stray[0]!r} among them")
     return Picked(state | average, dropped)
 
 

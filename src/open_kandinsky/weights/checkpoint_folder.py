@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, _Em
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights import store
 
 META, INDEX, CHECKSUMS = "meta.pt", ".metadata", "checksums.json"
@@ -61,7 +62,7 @@ def plain(value: io.BytesIO) -> Any:
     try:
         return torch.load(value, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"it holds what is no plain value ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"it holds what is no plain value ({' '.join(str(error).split())[:200]})") from error
 
 
 def is_folder(path: Path) -> bool:
@@ -69,7 +70,7 @@ def is_folder(path: Path) -> bool:
     return (path / META).is_file() and (path / INDEX).is_file()
 
 
-def files(path: Path) -> tuple[Path, ...]:
+def tensor_files(path: Path) -> tuple[Path, ...]:
     return tuple(sorted(file for file in path.iterdir() if file.is_file()))
 
 
@@ -108,7 +109,7 @@ def refused(path: Path) -> Iterator[None]:
         yield
     except CheckpointException as error:
         for cause, _ in error.failures.values():
-            raise ValueError(f"{path}: refused: {store.first_line(cause)}") from error
+            raise UserError(f"{path}: refused: {store.first_line(cause)}") from error
         raise
 
 
@@ -119,9 +120,9 @@ def has(path: Path, prefix: str) -> bool:
 def check(path: Path) -> None:
     """ValueError where the folder is no whole checkpoint, is damaged, or holds what would run when it is read."""
     if not is_folder(path):
-        raise ValueError(f"{path}: not a whole checkpoint, which has {META} and {INDEX}; take another one")
+        raise UserError(f"{path}: not a whole checkpoint, which has {META} and {INDEX}; take another one")
     if wrong := damaged(path, sorted(written(path))):
-        raise ValueError(f"{path}: damaged, {wrong[0]} is not what was written; take another checkpoint")
+        raise UserError(f"{path}: damaged, {wrong[0]} is not what was written; take another checkpoint")
     check_sizes(path)
 
 
@@ -131,7 +132,7 @@ def index(path: Path) -> Metadata:
         with open(path / INDEX, "rb") as file:
             return Descriptions(file).load()
     except (pickle.UnpicklingError, EOFError, IndexError, AttributeError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{path / INDEX}: damaged ({error}); take another checkpoint") from error
+        raise UserError(f"{path / INDEX}: damaged ({error}); take another checkpoint") from error
 
 
 def check_sizes(path: Path) -> None:
@@ -139,14 +140,14 @@ def check_sizes(path: Path) -> None:
     about = index(path)
     for info in about.storage_data.values():
         if Path(info.relative_path).name != info.relative_path or info.transform_descriptors:
-            raise ValueError(
+            raise UserError(
                 f"{path}: refused: an entry in {str(info.relative_path)[:100]!r}, which is no plain file here"
             )
     tensors = [entry for entry in about.state_dict_metadata.values() if isinstance(entry, TensorStorageMetadata)]
     asked = sum(entry.size.numel() * entry.properties.dtype.itemsize for entry in tensors)
-    there = sum(file.stat().st_size for file in files(path))
+    there = sum(file.stat().st_size for file in tensor_files(path))
     if asked > there:
-        raise ValueError(f"{path}: refused: its index has {asked:,} bytes of tensors, and its files have {there:,}")
+        raise UserError(f"{path}: refused: its index has {asked:,} bytes of tensors, and its files have {there:,}")
 
 
 def written(path: Path) -> Mapping[str, int]:

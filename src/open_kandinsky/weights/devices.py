@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights.part import PARTS, REST, TEXT
 
 Device = str | torch.device
@@ -21,7 +22,7 @@ def placed(device: Device | Mapping[str, Device]) -> dict[str, Device]:
     if not isinstance(device, Mapping):
         return dict.fromkeys((*PARTS, TEXT), device)
     if unknown := set(device) - {REST, *PARTS, TEXT}:
-        raise ValueError(f"device: no part is called {min(unknown)!r}; the parts are {', '.join(PARTS)}, text, {REST}")
+        raise UserError(f"device: no part is called {min(unknown)!r}; the parts are {', '.join(PARTS)}, text, {REST}")
     others = device.get(REST, "cpu")
     return {part: device.get(part, others) for part in PARTS} | {TEXT: device.get(TEXT, device.get("clip", others))}
 
@@ -31,9 +32,9 @@ def check_device(device: str) -> None:
     try:
         there = torch.device(device).type != "cuda" or torch.cuda.is_available()
     except RuntimeError as error:
-        raise ValueError(f"device={device}: no such device; cpu, cuda or cuda:1, for example") from error
+        raise UserError(f"device={device}: no such device; cpu, cuda or cuda:1, for example") from error
     if not there:
-        raise ValueError(f"device={device}: this machine has no GPU that torch can use; device=cpu works anywhere")
+        raise UserError(f"device={device}: this machine has no GPU that torch can use; device=cpu works anywhere")
 
 
 def take_device(device: str) -> None:
@@ -49,7 +50,7 @@ def take_device(device: str) -> None:
 
 def one(device: Device | Mapping[str, Device]) -> Device:
     if isinstance(device, Mapping):
-        raise ValueError(f"offload=true: the parts take turns on one device, and device={dict(device)} names several")
+        raise UserError(f"offload=true: the parts take turns on one device, and device={dict(device)} names several")
     return device
 
 

@@ -5,13 +5,14 @@ it knows every key and every shape of both sides. Nothing is skipped: a key that
 shape stops the conversion.
 """
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.suggest import nearest
 from open_kandinsky.weights.heap import give_back
 
 State = Mapping[str, Tensor]
@@ -130,7 +131,7 @@ def _pair(rules: Mapping[str, Rule | Constant], key: str, like: Tensor) -> Pair:
     elif module in rules:
         rule, suffix = rules[module], f".{leaf}"
     else:
-        raise ValueError(f"no rule for our {key!r}{_nearest(key, rules)}")
+        raise UserError(f"no rule for our {key!r}{_nearest(key, rules)}")
     if isinstance(rule, Constant):
         return Pair(rule, like, {})
     names = [name + suffix for name in rule.theirs]
@@ -147,7 +148,7 @@ def _split(pair: Pair, ours: Tensor) -> dict[str, Tensor]:
     if isinstance(pair.rule, Rule):
         return dict(zip(pair.theirs, pair.rule.change.split(ours), strict=True))
     if not ours.is_meta and bool((ours != pair.rule.value).any()):
-        raise ValueError(f"{pair.rule.ours!r} is not {pair.rule.value} everywhere, and the other side cannot hold it")
+        raise UserError(f"{pair.rule.ours!r} is not {pair.rule.value} everywhere, and the other side cannot hold it")
     return {}
 
 
@@ -157,12 +158,12 @@ def _check(given: State, expected: Shapes, named: int = 3) -> None:
     faults = [f"missing {key!r}{_nearest(key, extra)}" for key in missing[:named]]
     faults += [f"left over {key!r}{_nearest(key, missing or expected)}" for key in extra[:named]]
     if faults:
-        raise ValueError(f"{len(missing)} keys missing, {len(extra)} left over: " + "; ".join(faults))
+        raise UserError(f"{len(missing)} keys missing, {len(extra)} left over: " + "; ".join(faults))
     for key, shape in expected.items():
         if given[key].shape != shape:
-            raise ValueError(f"{key!r} has shape {list(given[key].shape)}, expected {list(shape)}")
+            raise UserError(f"{key!r} has shape {list(given[key].shape)}, expected {list(shape)}")
 
 
 def _nearest(key: str, candidates: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(candidates), n=1, cutoff=0)
-    return f" (nearest: {near[0]!r})" if near else ""
+    near = nearest(key, candidates, cutoff=0.0)
+    return f" (nearest: {near!r})" if near else ""

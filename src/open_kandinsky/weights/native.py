@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights import build, checkpoint_folder, store
 from open_kandinsky.weights.keymap import State
 from open_kandinsky.weights.part import Part, Picked
@@ -38,7 +39,7 @@ def part_of(config: Mapping[str, Any], folder: Path) -> str:
     part = build.part_of(config)
     if part is None:
         target = config["stage"]["network"].get("_target_")
-        raise ValueError(f"{folder}: refused to build {target!r}, which is no network of a system's (weights/build.py)")
+        raise UserError(f"{folder}: refused to build {target!r}, which is no network of a system's (weights/build.py)")
     return part
 
 
@@ -63,10 +64,10 @@ def of_run(folder: Path, config: dict[str, Any], file: Path, pick: Pick, *, choi
         wrong = sorted(k for k in expected.keys() | shapes.keys() if shapes.get(k) != expected.get(k))
         if wrong:
             told = f"weights and config.yaml disagree on {len(wrong)} tensors, {wrong[0]!r} among them"
-            raise ValueError(f"{folder}: {told}")
+            raise UserError(f"{folder}: {told}")
         return Picked(state, dropped)
 
-    files = checkpoint_folder.files(file) if file.is_dir() else (file,)
+    files = checkpoint_folder.tensor_files(file) if file.is_dir() else (file,)
     return Part(folder, files, with_tokenizer(folder, config), read, choice)
 
 
@@ -77,7 +78,7 @@ def with_tokenizer(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         return config
     path = (folder / str(network["tokenizer"])).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"{folder / CONFIG}: its tokenizer is {network['tokenizer']!r}, outside of the folder")
+        raise UserError(f"{folder / CONFIG}: its tokenizer is {network['tokenizer']!r}, outside of the folder")
     return config | {"stage": config["stage"] | {"network": network | {"tokenizer": str(path)}}}
 
 
@@ -85,24 +86,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     """What a stage's run was made with, as plain values. ValueError for what no run of ours has written."""
     path = folder / CONFIG
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; a stage's folder holds config.yaml beside its weights")
+        raise UserError(f"{path}: no such file; a stage's folder holds config.yaml beside its weights")
     if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path}: {path.stat().st_size:,} bytes, and a config has at most {LARGEST:,}")
+        raise UserError(f"{path}: {path.stat().st_size:,} bytes, and a config has at most {LARGEST:,}")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         told = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path}: damaged ({told}); export the stage again") from error
+        raise UserError(f"{path}: damaged ({told}); export the stage again") from error
     if not isinstance(tree, dict) or not all(at(tree, *keys) for keys in (("dims",), ("stage", "network"))):
-        raise ValueError(f"{path}: no config of a stage, which has dims and stage.network")
+        raise UserError(f"{path}: no config of a stage, which has dims and stage.network")
     if not isinstance(tree.get("sampling") or {}, dict):
-        raise ValueError(f"{path}: sampling is {str(tree['sampling'])[:100]!r}, and no mapping")
+        raise UserError(f"{path}: sampling is {str(tree['sampling'])[:100]!r}, and no mapping")
     for name, value in tree["dims"].items():
         if isinstance(value, list):
-            raise ValueError(f"{path}: dims.{name} is a list, and a number is wanted")
+            raise UserError(f"{path}: dims.{name} is a list, and a number is wanted")
         build.plain(f"dims.{name}", value, str(path))
     if reference := next(references(tree), None):
-        raise ValueError(f"{path}: {reference!r} is a reference, which a finished run's config has none of")
+        raise UserError(f"{path}: {reference!r} is a reference, which a finished run's config has none of")
     return tree
 
 

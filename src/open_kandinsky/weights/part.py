@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights.keymap import State
 
 PARTS = ("clip", "movq", "prior", "decoder")
@@ -45,7 +46,7 @@ def agree(parts: Mapping[str, Part]) -> None:
         values = {name: value for name, value in values.items() if value is not None}
         if len(set(values.values())) > 1:
             seen = ", ".join(f"{name} ({parts[name].folder}) {value}" for name, value in values.items())
-            raise ValueError(f"weights that do not belong together: dims.{fact} is {seen}")
+            raise UserError(f"weights that do not belong together: dims.{fact} is {seen}")
 
 
 def left_out(dropped: Mapping[str, int]) -> str:

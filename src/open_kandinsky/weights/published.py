@@ -11,7 +11,8 @@ from urllib.request import urlopen
 
 import torch
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights import store
 
 FOLDER = "EVAL_WEIGHTS_DIR"  # the environment variable
@@ -70,7 +71,7 @@ def find(published: Published, folder: Path, *, accept_unknown: bool = False) ->
         return fetched(published, folder)
     found = checked(there[0], published)
     if published.sha256 and not found.verified and not accept_unknown:
-        raise ValueError(f"{found.path}: its SHA-256 is {found.sha256}, and not that of {described(published)}")
+        raise UserError(f"{found.path}: its SHA-256 is {found.sha256}, and not that of {described(published)}")
     return found
 
 
@@ -92,17 +93,17 @@ def checked(path: Path, published: Published) -> Found:
 def fetched(published: Published, folder: Path) -> Found:
     """Whole and of the published hash, or not at all. Raises ValueError as `find`."""
     if published.url is None:
-        raise ValueError(absent(published, folder, "it has no address"))
+        raise UserError(absent(published, folder, "it has no address"))
     path = folder / published.file
     try:
-        with urlopen(published.url, timeout=TIMEOUT) as response, atomic.replacing(path) as part:
+        with urlopen(published.url, timeout=TIMEOUT) as response, files.replacing(path) as part:
             with open(part, "wb") as file:
                 copyfileobj(response, file)
             wrong = checked(part, published)
             if published.sha256 and not wrong.verified:
-                raise ValueError(absent(published, folder, f"what came has the SHA-256 {wrong.sha256}"))
+                raise UserError(absent(published, folder, f"what came has the SHA-256 {wrong.sha256}"))
     except (OSError, HTTPException) as error:
-        raise ValueError(absent(published, folder, str(error) or type(error).__name__)) from error
+        raise UserError(absent(published, folder, str(error) or type(error).__name__)) from error
     return checked(path, published)
 
 

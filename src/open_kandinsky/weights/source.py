@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights import native
 from open_kandinsky.weights.part import PARTS, REST, TEXT, Part
 
@@ -34,7 +35,7 @@ def part(name: str, source: Source, finds: Sequence[Find]) -> Part:
 def wanted(name: str, given: Mapping[str, Path], finds: Sequence[Find]) -> Part:
     found = among(name, given, finds)
     if found is None:
-        raise ValueError(not_found(name, given))
+        raise UserError(not_found(name, given))
     return found
 
 
@@ -49,7 +50,7 @@ def folders(source: Source) -> dict[str, Path]:
     given = dict(source) if isinstance(source, Mapping) else {REST: source}
     unknown = set(given) - {REST, *PARTS, TEXT}
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"weights: no part is called {sorted(unknown)[0]!r}; the parts are {', '.join(PARTS)}, text, and {REST}"
         )
     return {part: fetched(folder) for part, folder in given.items()}
@@ -65,9 +66,7 @@ def not_found(part: str, given: Mapping[str, Path]) -> str:
     for name in (part, REST):
         if name in given and (other := native.held(given[name])):
             wanted = f"{{rest: SYSTEM, {other}: {given[name]}}}" if name == REST else f"a run of stage={part}"
-            raise ValueError(
-                f"weights: {given[name]} holds weights of a {other}, and a {part} is wanted: give {wanted}"
-            )
+            raise UserError(f"weights: {given[name]} holds weights of a {other}, and a {part} is wanted: give {wanted}")
     there = sorted(path.name for path in root.iterdir())[:6] if root.is_dir() else "no such folder"
     known = "(or folders of diffusers' Kandinsky 2.1 or 2.2, prior/ and decoder/, or original 2.1 files)"
     told = f"the {part} is looked for in {root}, which should hold config.yaml and weights.safetensors {known}"
@@ -83,9 +82,9 @@ def fetched(folder: str | Path) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         told = f"{folder}: no such folder; to fetch it from the Hugging Face hub, pip install huggingface_hub"
-        raise ValueError(told) from error
+        raise UserError(told) from error
     try:
         return Path(snapshot_download(str(folder), allow_patterns=HUB_FILES))
     except Exception as error:  # of many kinds, one for each way to be without a network
         told = f"{folder}: no such folder, and the Hugging Face hub did not give it ({type(error).__name__})"
-        raise ValueError(f"{told}; check the spelling, or fetch it where there is a network") from error
+        raise UserError(f"{told}; check the spelling, or fetch it where there is a network") from error

@@ -16,7 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 
 WEIGHTS, CHECKSUM = "weights.safetensors", "crc32"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -28,7 +29,7 @@ def write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] |
     Not with it: safetensors writes several entries in another order each time.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    atomic.write_tensors(path, tensors, metadata or {CHECKSUM: f"{checksum(tensors):08x}"})
+    files.write_tensors(path, tensors, metadata or {CHECKSUM: f"{checksum(tensors):08x}"})
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:
@@ -50,7 +51,7 @@ def read(path: Path) -> dict[str, Tensor]:
     The file is opened for each tensor anew: one that stays mapped is in memory beside what is made of it.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; weights are a folder with {WEIGHTS} and config.yaml")
+        raise UserError(f"{path}: no such file; weights are a folder with {WEIGHTS} and config.yaml")
     try:
         with safe_open(path, "pt") as file:
             names, written = sorted(file.keys()), (file.metadata() or {}).get(CHECKSUM)
@@ -58,9 +59,9 @@ def read(path: Path) -> dict[str, Tensor]:
         for name in names:
             state[name], total = _one(path, name, total, checking=written is not None)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error}); fetch or export it again") from error
+        raise UserError(f"{path}: not a whole safetensors file ({error}); fetch or export it again") from error
     if written is not None and written != f"{total:08x}":
-        raise ValueError(f"{path}: damaged, its checksum is {total:08x} where {written} was written; export it again")
+        raise UserError(f"{path}: damaged, its checksum is {total:08x} where {written} was written; export it again")
     return state
 
 
@@ -85,17 +86,17 @@ def read_any(path: Path) -> dict[str, Tensor]:
     found = unpickled(path)
     state = found.get("state_dict", found) if isinstance(found, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: no state dict, which is names and their tensors; found: {type(found).__name__}")
+        raise UserError(f"{path}: no state dict, which is names and their tensors; found: {type(found).__name__}")
     return dict(state)
 
 
 def unpickled(path: Path) -> Any:
     """What torch.save wrote, if it is made of tensors and plain values. ValueError as in `read_any`."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     zipped = is_zipped(path)
     if zipped and (wrong := damage(path)):
-        raise ValueError(f"{path}: {wrong}; fetch it again")
+        raise UserError(f"{path}: {wrong}; fetch it again")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except OSError:
@@ -103,8 +104,8 @@ def unpickled(path: Path) -> Any:
     except Exception as error:  # a damaged pickle may raise any
         if any(word in str(error) for word in ("GLOBAL", "TorchScript")):
             remedy = "have its author save the state dict alone, as safetensors"
-            raise ValueError(f"{path}: refused, since opening it would run code that it brings; {remedy}") from error
-        raise ValueError(f"{path}: no whole checkpoint of torch's ({first_line(error)}); fetch it again") from error
+            raise UserError(f"{path}: refused, since opening it would run code that it brings; {remedy}") from error
+        raise UserError(f"{path}: no whole checkpoint of torch's ({first_line(error)}); fetch it again") from error
 
 
 def is_zipped(path: Path) -> bool:

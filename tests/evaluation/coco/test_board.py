@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 
 from open_kandinsky import account
-from open_kandinsky.claims import Claims, share
+from open_kandinsky.core.leases import Leases, share
 from open_kandinsky.evaluation.coco.report.board import Boarded
 
 FOUND = {
@@ -40,7 +40,7 @@ def boarded(out, **changed):
 
 
 def put(out, **changed):
-    share([boarded(out, **changed)], Claims(out / "claims"), seen=lambda: None)
+    share([boarded(out, **changed)], Leases(out / "claims"), seen=lambda: None)
 
 
 def test_numbers_config_and_page(started, tmp_path):

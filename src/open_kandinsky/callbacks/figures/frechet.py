@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from open_kandinsky.callbacks.figures.seeds import seeds
 from open_kandinsky.callbacks.preview import Drawings, to_image, to_uint8
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.metrics.frechet import frechet_distance
 from open_kandinsky.metrics.health.embeddings import cosine
 from open_kandinsky.metrics.health.rows import Rows
@@ -59,7 +60,7 @@ class FrechetOfDrawings(Callback):
 
     def __init__(self, *, every: int, count: int, draw: Drawings, features: Features) -> None:
         if count < 2:
-            raise ValueError(f"count={count}: a Frechet distance needs two pictures, and means little below a thousand")
+            raise UserError(f"count={count}: a Frechet distance needs two pictures, and means little below a thousand")
         self.every, self.count, self.draw, self.features = every, count, draw, features
         self.validations, self.seen = 0, 0
         self.rows: Rows | None = None

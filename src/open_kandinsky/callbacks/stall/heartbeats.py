@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
 
 
 class Beat(NamedTuple):
@@ -26,7 +26,7 @@ class Heartbeats:
         """A training that goes on does not end for want of a heartbeat, as when the disk is full."""
         if self.processes > 1:
             with suppress(OSError):
-                atomic.write(self.folder / str(self.rank), json.dumps(beat._asdict()))
+                files.write(self.folder / str(self.rank), json.dumps(beat._asdict()))
 
     def read(self) -> dict[int, Beat]:
         """Of all processes that have written."""

@@ -8,6 +8,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.caches.rows import CAPTION_FROM, MASK, RAGGED, STATES_FROM, WORDS, Rows, is_text
 from open_kandinsky.data.caches.states import before, padded
 from open_kandinsky.data.memory import widened
@@ -50,10 +51,10 @@ def fields_of(folder: str | Path, manifest: Mapping[str, Any], names: Sequence[s
     missing = [name for name in names if name not in manifest["fields"]]
     if missing:
         held = ", ".join(manifest["fields"])
-        raise ValueError(f"{str(folder)!r} has no {', '.join(missing)}: it holds {held}; precompute what is missing")
+        raise UserError(f"{str(folder)!r} has no {', '.join(missing)}: it holds {held}; precompute what is missing")
     if padding and RAGGED in names and manifest["text_states"] == "words":
         told = "holds the states of words alone, and this stage (data.padding=true) reads padding's too, as decoders do"
-        raise ValueError(f"{str(folder)!r} {told}: precompute with text_states=all into another folder")
+        raise UserError(f"{str(folder)!r} {told}: precompute with text_states=all into another folder")
     return Fields(tuple(names), manifest["positions"])
 
 
@@ -72,7 +73,7 @@ def refuse_other_sizes(
         found["text_length"] = manifest["positions"]
     told = [f"{fact}={size}, not {dims[fact]}" for fact, size in found.items() if dims[fact] not in (size, None)]
     if told:
-        raise ValueError(
+        raise UserError(
             f"{str(folder)!r} was made for dims of {', '.join(told)}: train with these, or precompute with the "
             "encoders and image_size that this stage is for"
         )

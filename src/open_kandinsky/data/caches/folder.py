@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.caches.rows import RAGGED, batch_shapes
 from open_kandinsky.data.caches.shard import FORMAT, read_about, read_moments, refuse_format
 from open_kandinsky.data.moments import Moments
@@ -39,11 +40,11 @@ def begin(folder: str | Path, recipe: Mapping[str, Any]) -> None:
     """
     before = begun(folder)
     if before is None:
-        atomic.write(Path(folder) / BEGUN, json.dumps({"format": FORMAT, **recipe}, indent=2) + "\n")
+        files.write(Path(folder) / BEGUN, json.dumps({"format": FORMAT, **recipe}, indent=2) + "\n")
         return
     refuse_format(before.get("format"), folder)
     if told := differences(before, {"format": FORMAT, **recipe}):
-        raise ValueError(f"{str(folder)!r} was begun with {told}: delete it, or write to another folder")
+        raise UserError(f"{str(folder)!r} was begun with {told}: delete it, or write to another folder")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> str:
@@ -60,7 +61,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str =
 
 def write_null(folder: str | Path, null: Mapping[str, Tensor]) -> None:
     """The conditions of nothing, a batch of one."""
-    atomic.write_tensors(Path(folder) / NULL, {name: value.cpu().contiguous() for name, value in null.items()})
+    files.write_tensors(Path(folder) / NULL, {name: value.cpu().contiguous() for name, value in null.items()})
 
 
 def finish(folder: str | Path, facts: Mapping[str, Any], shards: Sequence[Path]) -> None:
@@ -71,7 +72,7 @@ def finish(folder: str | Path, facts: Mapping[str, Any], shards: Sequence[Path])
     """
     manifest = manifest_of(folder, facts, shards)
     write_statistics(folder, merged_moments([Path(folder) / name for name in manifest["shards"]]))
-    atomic.write(Path(folder) / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    files.write(Path(folder) / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def finished(folder: str | Path, facts: Mapping[str, Any], shards: Sequence[Path]) -> bool:
@@ -99,11 +100,11 @@ def manifest_of(folder: str | Path, facts: Mapping[str, Any], shards: Sequence[P
 def agreed_fields(folder: str | Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     """What all shards hold. ValueError where there is none, and where one holds something else."""
     if not fields:
-        raise ValueError(f"no example in the shards of {str(folder)!r}: {REMEDY}")
+        raise UserError(f"no example in the shards of {str(folder)!r}: {REMEDY}")
     first, agreed = next(iter(fields.items()))
     for name, found in fields.items():
         if found != agreed:
-            raise ValueError(f"in {str(folder)!r} {name} holds {found}, but {first} {agreed}: delete one of them")
+            raise UserError(f"in {str(folder)!r} {name} holds {found}, but {first} {agreed}: delete one of them")
     return agreed
 
 
@@ -111,14 +112,14 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """Raises ValueError where the folder is missing, unfinished, or another version's."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"no folder {str(folder)!r}: {REMEDY}")
+        raise UserError(f"no folder {str(folder)!r}: {REMEDY}")
     if not (folder / MANIFEST).is_file():
         state = f"{len(shard_files(folder))} shard(s) but no {MANIFEST}"
-        raise ValueError(f"{str(folder)!r} has {state}, so it is unfinished: run `open-kandinsky precompute` again")
+        raise UserError(f"{str(folder)!r} has {state}, so it is unfinished: run `open-kandinsky precompute` again")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{str(folder / MANIFEST)!r} is damaged ({error}): delete it and precompute again") from error
+        raise UserError(f"{str(folder / MANIFEST)!r} is damaged ({error}): delete it and precompute again") from error
     refuse_format(manifest.get("format"), folder)
     return manifest
 
@@ -136,14 +137,14 @@ def write_statistics(folder: str | Path, moments: Mapping[str, Moments]) -> None
     """Mean and standard deviation of fields, as float32."""
     statistics = {f"{name}.mean": m.mean.float() for name, m in sorted(moments.items())}
     statistics |= {f"{name}.std": m.std.float() for name, m in sorted(moments.items())}
-    atomic.write_tensors(Path(folder) / STATISTICS, statistics)
+    files.write_tensors(Path(folder) / STATISTICS, statistics)
 
 
 def read_statistics(folder: str | Path, field: str) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
     """Mean and standard deviation of a field's channels. Raises ValueError where the folder has none."""
     found = read_beside(folder, STATISTICS)
     if f"{field}.mean" not in found:
-        raise ValueError(f"{str(folder)!r} has no statistics of {field}: precompute {field} into this folder")
+        raise UserError(f"{str(folder)!r} has no statistics of {field}: precompute {field} into this folder")
     return found[f"{field}.mean"], found[f"{field}.std"]
 
 
@@ -156,4 +157,4 @@ def read_beside(folder: str | Path, name: str) -> dict[str, Tensor]:
     try:
         return load_file(Path(folder) / name)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"no {name} in {str(folder)!r} ({error}): {REMEDY}") from error
+        raise UserError(f"no {name} in {str(folder)!r} ({error}): {REMEDY}") from error

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.caches.states import Keep, packed, starts
 
 # Beside the fields that a batch has, a shard says whose captions and states are whose.
@@ -30,7 +31,7 @@ class Rows(NamedTuple):
         wrong = {name: len(c) for name, c in self.columns.items() if len(c) != expected[name]}
         if wrong:
             beside = f"{len(self.key)} keys, {len(self.caption)} captions"
-            raise ValueError(f"columns of unequal length for {where!r}: {wrong} beside {beside}")
+            raise UserError(f"columns of unequal length for {where!r}: {wrong} beside {beside}")
 
 
 def lengths(columns: Mapping[str, Tensor], images: int, captions: int) -> dict[str, int]:

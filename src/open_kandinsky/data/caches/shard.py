@@ -10,7 +10,8 @@ from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.caches.rows import Rows, field_shapes
 from open_kandinsky.data.moments import Moments
 
@@ -30,14 +31,14 @@ def write_shard(path: str | Path, rows: Rows, about: Mapping[str, Any]) -> None:
     if Path(path).exists():
         if all(name in about and read_about(path).get(name) == about[name] for name in ("recipe", "input")):
             return
-        raise ValueError(f"{str(path)!r} exists and is not overwritten: delete it to compute it again")
+        raise UserError(f"{str(path)!r} exists and is not overwritten: delete it to compute it again")
     moments = {name: of_channels(rows.columns[name]) for name in STANDARDISED if name in rows.columns}
     tensors = {name: column.detach().cpu().contiguous().clone() for name, column in rows.columns.items()}
     labels = json.dumps({"captions": rows.caption, "keys": rows.key}).encode()
     tensors |= {LABELS: torch.frombuffer(bytearray(labels), dtype=torch.uint8)} | as_tensors(moments)
     found = {"images": len(rows.key), "captions": len(rows.caption), "fields": field_shapes(rows)}
     metadata = {ABOUT: json.dumps({"format": FORMAT, **about, **found}, sort_keys=True)}
-    atomic.write_tensors(path, tensors, metadata)
+    files.write_tensors(path, tensors, metadata)
 
 
 def read_shard(path: str | Path) -> Rows:
@@ -67,11 +68,11 @@ def opened(path: str | Path) -> tuple[Any, dict[str, Any]]:
     try:
         shard = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{str(path)!r} is no whole shard ({error}): delete it and precompute again") from error
+        raise UserError(f"{str(path)!r} is no whole shard ({error}): delete it and precompute again") from error
     metadata = shard.metadata() or {}
     if ABOUT not in metadata:
         older = "an older version made it" if "keys" in metadata else "it is no shard of a cache"
-        raise ValueError(f"{str(path)!r} cannot be used, {older}: move it elsewhere, and precompute again")
+        raise UserError(f"{str(path)!r} cannot be used, {older}: move it elsewhere, and precompute again")
     about = json.loads(metadata[ABOUT])
     refuse_format(about["format"], path)
     return shard, about
@@ -81,7 +82,7 @@ def refuse_format(found: object, path: str | Path) -> None:
     """ValueError for files that another version wrote."""
     if found != FORMAT:
         told = f"{str(path)!r} has format {found or 1} and this version reads {FORMAT}"
-        raise ValueError(f"{told}: precompute into another folder, or delete it and precompute again")
+        raise UserError(f"{told}: precompute into another folder, or delete it and precompute again")
 
 
 def of_channels(values: Tensor) -> Moments:

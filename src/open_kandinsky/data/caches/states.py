@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
+
 SAME = 1e-5  # of the largest state: a fiftieth of what half precision rounds away
 
 Keep = Callable[[Float[Tensor, "b n w"], Bool[Tensor, "b n"]], Int[Tensor, "b"]]
@@ -35,7 +37,7 @@ KEEP: dict[str, Keep] = {"words": of_words, "all": of_all}
 def kept(name: str) -> Keep:
     """ValueError for a name that is none."""
     if name not in KEEP:
-        raise ValueError(f"text_states={name}: words (enough for a prior) or all (what a decoder reads)")
+        raise UserError(f"text_states={name}: words (enough for a prior) or all (what a decoder reads)")
     return KEEP[name]
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.caches.fields import Fields
 from open_kandinsky.data.caches.rows import CAPTION_FROM, Rows
 from open_kandinsky.data.caches.shard import read_shard
@@ -42,7 +43,7 @@ class CacheShards:
         rows = only(read_shard(path), self.fields)
         if len(rows.key) != self.counts[shard]:
             told = f"has {len(rows.key)} examples, the manifest says {self.counts[shard]}"
-            raise ValueError(f"{str(path)!r} {told}: precompute again")
+            raise UserError(f"{str(path)!r} {told}: precompute again")
         yield from ((at, Example(rows, at, str(path))) for at in wanted)
 
 

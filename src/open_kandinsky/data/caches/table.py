@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.caches.fields import Fields
 from open_kandinsky.data.caches.rows import CAPTION_FROM, Rows, joined, some_rows
 from open_kandinsky.data.caches.shard import read_shard
@@ -65,7 +66,7 @@ def read_rows(folder: str | Path, manifest: Mapping[str, Any], fields: Fields, l
             rows = only(read_shard(Path(folder) / name), fields)
             if len(rows.key) != count:
                 told = f"has {len(rows.key)} examples, the manifest says {count}"
-                raise ValueError(f"{str(Path(folder) / name)!r} {told}: precompute again")
+                raise UserError(f"{str(Path(folder) / name)!r} {told}: precompute again")
             parts.append(some_rows(rows, 0, min(left, count)))
             left -= count
     return joined(parts)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from open_kandinsky.core.errors import UserError
+
 FILE = "captions_val2014.json"
 IMAGES, CAPTIONS = 40_504, 202_654  # what is in the file; the paper on the captions says 202,520
 
@@ -43,9 +45,7 @@ def read(file: Path) -> Annotations:
         captions = sorted(CocoCaption(a["id"], a["image_id"], a["caption"].strip()) for a in tree["annotations"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         told = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{file}: not COCO's captions, or cut short ({told}); remove it and run `make coco`"
-        ) from error
+        raise UserError(f"{file}: not COCO's captions, or cut short ({told}); remove it and run `make coco`") from error
     refuse(file, "image ids stand there twice", twice(image.id for image in images))
     refuse(file, "caption ids stand there twice", twice(caption.id for caption in captions))
     refuse(file, "captions are of images that it does not list", strays(images, captions))
@@ -64,7 +64,7 @@ def strays(images: Sequence[CocoImage], captions: Sequence[CocoCaption]) -> list
 
 def refuse(file: Path, what: str, wrong: Sequence[int]) -> None:
     if wrong:
-        raise ValueError(f"{file}: {len(wrong):,} {what} ({named(wrong)}); remove it and run `make coco`")
+        raise UserError(f"{file}: {len(wrong):,} {what} ({named(wrong)}); remove it and run `make coco`")
 
 
 def named(names: Sequence[object], shown: int = 3) -> str:

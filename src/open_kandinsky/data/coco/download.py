@@ -10,7 +10,8 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 
 TIMEOUT = 60  # seconds without a byte
 CHUNK = 1 << 20
@@ -42,10 +43,10 @@ def download(archive: Archive, path: Path) -> None:
     wrong = difference(part, archive)
     if wrong:
         part.unlink()
-        raise ValueError(f"{archive.url}: {wrong}. What came was removed; was the file published anew?")
-    atomic.synced(part)
+        raise UserError(f"{archive.url}: {wrong}. What came was removed; was the file published anew?")
+    files.synced(part)
     part.replace(path)
-    atomic.synced(path.parent)
+    files.synced(path.parent)
 
 
 def receive_all(archive: Archive, part: Path) -> None:

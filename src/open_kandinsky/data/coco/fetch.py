@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.coco import annotations as notes
 from open_kandinsky.data.coco.download import Archive, difference, download
 from open_kandinsky.data.coco.folder import Coco, captions_file
@@ -35,7 +36,7 @@ def fetch(folder: Path, published: Published) -> Coco:
     found, wanted = (len(coco.images), len(coco.captions)), (published.images, published.captions)
     if found != wanted:
         told = f"{found[0]:,} images and {found[1]:,} captions, {wanted[0]:,} and {wanted[1]:,} were published"
-        raise ValueError(f"{captions_file(folder)}: {told}; is it of another set? Choose another folder")
+        raise UserError(f"{captions_file(folder)}: {told}; is it of another set? Choose another folder")
     return coco
 
 
@@ -46,9 +47,9 @@ def bring(archive: Archive, unpack: Callable[[Path, Path], None], folder: Path, 
         try:
             download(archive, path)
         except ConnectionError as error:
-            raise ValueError(by_hand(str(error), folder, published)) from error
+            raise UserError(by_hand(str(error), folder, published)) from error
     elif wrong := difference(path, archive):
-        raise ValueError(f"{path}: {wrong}; nothing is overwritten: remove it and run `make coco`")
+        raise UserError(f"{path}: {wrong}; nothing is overwritten: remove it and run `make coco`")
     unpack(path, folder)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.coco import annotations as notes
 from open_kandinsky.data.coco.annotations import Annotations, CocoCaption, CocoImage
 from open_kandinsky.data.coco.pictures import FOLDER, Piece, pictures
@@ -35,12 +36,12 @@ class Coco:
         folder = Path(folder)
         file, pieces = captions_file(folder), pictures(folder)
         if file is None:
-            raise ValueError(f"{no_captions(folder)}; {held(folder, pieces)}. {remedy(folder)}")
+            raise UserError(f"{no_captions(folder)}; {held(folder, pieces)}. {remedy(folder)}")
         read = notes.read(file)
         missing = [image.file_name for image in read.images if image.file_name not in pieces]
         if missing:
             told = f"{len(missing):,} of {len(read.images):,} pictures are missing ({notes.named(missing)})"
-            raise ValueError(f"{folder}: {told}; {held(folder, pieces)}. {remedy(folder)}")
+            raise UserError(f"{folder}: {told}; {held(folder, pieces)}. {remedy(folder)}")
         return cls(folder, read, pieces)
 
     @property
@@ -80,12 +81,12 @@ class Coco:
         no whole image or not of the size that is listed: it has been resized, and would give another distance.
         """
         if image_id not in self.by_id:
-            raise ValueError(f"image_id={image_id}: {self.source} lists no such image")
+            raise UserError(f"image_id={image_id}: {self.source} lists no such image")
         listed = self.by_id[image_id]
         image = decoded(self.pieces[listed.file_name], listed.file_name)
         if sorted(image.size) != sorted((listed.width, listed.height)):
             told = f"{image.width}x{image.height} pixels, {listed.width}x{listed.height} are listed"
-            raise ValueError(f"{listed.file_name}: {told}; the images are wanted as downloaded, not resized")
+            raise UserError(f"{listed.file_name}: {told}; the images are wanted as downloaded, not resized")
         if image.mode != "RGB":
             self.converted[image_id] = image.mode
         return image.convert("RGB")
@@ -104,7 +105,7 @@ def decoded(piece: Piece, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(piece.read()), formats=FORMATS)
         image.load()
     except Exception as error:  # on damaged bytes PIL's decoders raise nearly anything
-        raise ValueError(f"{name} in {piece.file}: no whole image ({error}); remove it and run `make coco`") from error
+        raise UserError(f"{name} in {piece.file}: no whole image ({error}); remove it and run `make coco`") from error
     return image
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from open_kandinsky.core.errors import UserError
+
 FOLDER = "val2014"
 
 
@@ -52,4 +54,4 @@ def members(shard: Path) -> Iterator[tuple[str, Piece]]:
                 if member.isreg() and member.name.endswith(".jpg"):
                     yield member.name.rpartition("/")[2], Piece(shard, member.offset_data, member.size)
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{shard}: cut short or no tar ({error}); copy it again") from error
+        raise UserError(f"{shard}: cut short or no tar ({error}); copy it again") from error

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.coco.annotations import FILE, named
 from open_kandinsky.data.coco.pictures import FOLDER
 
@@ -29,7 +30,7 @@ def unpack_captions(archive: Path, folder: Path) -> None:
     """annotations/captions_val2014.json, whole or not at all. ValueError for an archive that is damaged or lacks it."""
     with opened(archive) as zipped:
         member = members(zipped, CAPTIONS, archive)[FILE]
-        with atomic.replacing(folder / "annotations" / FILE) as part:
+        with files.replacing(folder / "annotations" / FILE) as part:
             extract(zipped, member, part)
 
 
@@ -61,7 +62,7 @@ def opened(archive: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(archive) as zipped:
             yield zipped
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{archive}: damaged, or no zip ({error}); remove it and run `make coco`") from error
+        raise UserError(f"{archive}: damaged, or no zip ({error}); remove it and run `make coco`") from error
 
 
 def members(zipped: zipfile.ZipFile, pattern: re.Pattern[str], archive: Path) -> Members:
@@ -70,7 +71,7 @@ def members(zipped: zipfile.ZipFile, pattern: re.Pattern[str], archive: Path) ->
     found = {match[1]: info for match, info in matches if match}
     if not found:
         held = named([info.filename for info in zipped.infolist()]) or "nothing"
-        raise ValueError(f"{archive}: holds no {pattern.pattern}, but {held}; is it COCO's of 2014?")
+        raise UserError(f"{archive}: holds no {pattern.pattern}, but {held}; is it COCO's of 2014?")
     return found
 
 
@@ -90,4 +91,4 @@ def refuse_others(into: Path, found: Members) -> None:
     other = [name for name, size in sizes.items() if size != found[name].file_size]
     if other:
         told = f"{len(other):,} pictures are not as long as in the archive ({named(other)})"
-        raise ValueError(f"{into}: {told}; nothing is overwritten: remove them and run `make coco`")
+        raise UserError(f"{into}: {told}; nothing is overwritten: remove them and run `make coco`")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.transforms import covering
 
 Fields = dict[str, Callable[[Image.Image], Tensor]]
@@ -63,9 +64,7 @@ def shapes(area: int, step: int, max_aspect: float) -> list[Shape]:
         if other <= max_aspect * side:
             found |= {Shape(side, other), Shape(other, side)}
     if not found:
-        raise ValueError(
-            f"no shape of at most {area} pixels, sides multiples of {step}, aspect {max_aspect}: raise one"
-        )
+        raise UserError(f"no shape of at most {area} pixels, sides multiples of {step}, aspect {max_aspect}: raise one")
     return sorted(found, key=lambda shape: shape.height / shape.width)
 
 

@@ -4,6 +4,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from open_kandinsky.core.errors import BadSample, UserError
 from open_kandinsky.data.tars.sample import Raw, parts, read_text
 
 
@@ -16,16 +17,16 @@ class Captions:
 
     def __init__(self, *, weights: Mapping[str, float]) -> None:
         if not weights or min(weights.values()) < 0:
-            raise ValueError(f"captions by weights {dict(weights)}: give at least one place, and no weight below 0")
+            raise UserError(f"captions by weights {dict(weights)}: give at least one place, and no weight below 0")
         self.weights = dict(weights)
 
     def choose(self, raw: Raw, info: Mapping[str, Any], draws: random.Random) -> str:
-        """Raises ValueError(reason, detail) where there is none."""
+        """Raises BadSample where there is none."""
         found = {place: held for place in self.weights if (held := captions_at(place, raw, info))}
         if not found:
             if raw.members.get("txt") == b"":
-                raise ValueError("zero-byte member", ".txt")
-            raise ValueError("missing caption", f"nothing in {', '.join(self.weights)}; {parts(raw)}")
+                raise BadSample("zero-byte member", ".txt")
+            raise BadSample("missing caption", f"nothing in {', '.join(self.weights)}; {parts(raw)}")
         weights = [self.weights[place] for place in found]
         weights = weights if any(weights) else [1.0] * len(found)
         [place] = draws.choices(list(found), weights)

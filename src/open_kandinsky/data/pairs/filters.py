@@ -4,13 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from open_kandinsky.core.errors import FilteredSample, UserError
 from open_kandinsky.data.tars.tally import FILTERED
 
 Bounds = Sequence[float | None]  # least and most, both included; None: open
 
 
 class Filters:
-    """Refuses samples by ValueError(reason, detail); the reasons begin as those do that are no defect.
+    """Refuses samples by FilteredSample; the reasons begin as those do that are no defect.
 
     min_side, min_pixels: of the upright image, in pixels; max_aspect: its longer side to its shorter one; None: any.
     known: fact -> bounds; a sample without the fact is refused. if_known: the same, a sample without it is taken.
@@ -29,14 +30,14 @@ class Filters:
     ) -> None:
         for name, bounds in {**known, **if_known}.items():
             if len(bounds) != 2:
-                raise ValueError(f"bounds of {name}: {list(bounds)}; give [least, most], null where it is open")
+                raise UserError(f"bounds of {name}: {list(bounds)}; give [least, most], null where it is open")
         self.min_side, self.min_pixels, self.max_aspect = min_side, min_pixels, max_aspect
         self.known = {name: tuple(bounds) for name, bounds in known.items()}
         self.if_known = {name: tuple(bounds) for name, bounds in if_known.items()}
         self.labels = {name: tuple(wanted) for name, wanted in labels.items()}
 
     def check(self, size: tuple[int, int], info: Mapping[str, Any]) -> None:
-        """`size`: width and height. Raises ValueError(reason, detail) for a sample that is not wanted."""
+        """`size`: width and height. Raises FilteredSample for a sample that is not wanted."""
         short, long = sorted(size)
         found = f"{size[0]}x{size[1]}"
         if self.min_side is not None and short < self.min_side:
@@ -78,4 +79,4 @@ def number(value: Any) -> float | None:
 
 
 def refuse(reason: str, detail: str) -> None:
-    raise ValueError(f"{FILTERED}{reason}", detail)
+    raise FilteredSample(f"{FILTERED}{reason}", detail)

@@ -4,6 +4,7 @@ import random
 from collections.abc import Hashable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from open_kandinsky.core.errors import BadSample
 from open_kandinsky.data.memory import Batch
 from open_kandinsky.data.pairs.buckets import Fields, Shape
 from open_kandinsky.data.tars.sample import Raw, image_bytes, read_image, read_info, refuse_large
@@ -12,14 +13,14 @@ from open_kandinsky.data.transforms import MAX_PIXELS, image_size
 
 @runtime_checkable
 class Chooser(Protocol):
-    """Takes a sample, or raises ValueError(reason, detail), from the upright image's (width, height) and its facts."""
+    """Takes a sample, or raises BadSample, from the upright image's (width, height) and its facts."""
 
     def check(self, size: tuple[int, int], info: Mapping[str, Any]) -> None: ...
 
 
 @runtime_checkable
 class CaptionChooser(Protocol):
-    """The caption of a sample. Raises ValueError(reason, detail) where there is none."""
+    """The caption of a sample. Raises BadSample where there is none."""
 
     def choose(self, raw: Raw, info: Mapping[str, Any], draws: random.Random) -> str: ...
 
@@ -35,7 +36,7 @@ class Shapes(Protocol):
 class Pairs:
     """Images with captions. `fields`: name of a pixel field -> its transform; those of `buckets` go before them.
 
-    Both methods raise ValueError(reason, detail) for a sample that cannot be used, or is filtered out.
+    Both methods raise BadSample for a sample that cannot be used, or is filtered out.
     """
 
     def __init__(self, *, fields: Fields, filters: Chooser, captions: CaptionChooser, buckets: Shapes) -> None:
@@ -48,7 +49,7 @@ class Pairs:
         try:
             size = image_size(data, max_pixels=MAX_PIXELS)
         except ValueError as error:
-            raise ValueError("unreadable image", str(error)) from error
+            raise BadSample("unreadable image", str(error)) from error
         self.filters.check(size, read_info(raw))
         return self.buckets.bucket(size)
 
@@ -66,4 +67,4 @@ def refuse_empty(raw: Raw) -> None:
     refuse_large(raw)
     empty = [kind for kind, data in raw.members.items() if not data and kind != "txt"]
     if empty:
-        raise ValueError("zero-byte member", f".{empty[0]}")
+        raise BadSample("zero-byte member", f".{empty[0]}")

@@ -12,6 +12,7 @@ from itertools import permutations, product
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.shapes.render import SILHOUETTES, coverage, paint, to_uint8
 
 SPLITS = ("seen", "unseen", "never")
@@ -170,7 +171,7 @@ def deck(cards: Sequence[Scene], rng: np.random.Generator) -> Iterator[Scene]:
 def decks(world: World, split: str, rng: np.random.Generator) -> tuple[Iterator[Scene], Iterator[Scene]]:
     """The singles and the pairs of a split, each endless. Raises ValueError for a split that does not exist."""
     if split not in SPLITS:
-        raise ValueError(f"no split is called {split!r}; choose one of {', '.join(SPLITS)}")
+        raise UserError(f"no split is called {split!r}; choose one of {', '.join(SPLITS)}")
     singles, pairs = ([s for s in all_ if world.split(s) == split] for all_ in (world.singles(), world.pairs()))
     return deck(singles, rng), deck(pairs, rng)
 

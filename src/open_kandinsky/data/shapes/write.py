@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.shapes.world import SPLITS, Scene, World, decks, scenes
 
 Group = tuple[Scene, ...]
@@ -41,9 +42,9 @@ def write_shapes(out: Path, *, world: World, images: int, val_images: int, seed:
 def refuse(out: Path, per_shard: int) -> None:
     """Raise ValueError for what a person can have got wrong, before anything is written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not an empty folder: remove it, or write to another one")
+        raise UserError(f"{out} is not an empty folder: remove it, or write to another one")
     if not 2 <= per_shard <= LARGEST_SHARD:
-        raise ValueError(f"per_shard={per_shard}: choose a number from 2 to {LARGEST_SHARD}")
+        raise UserError(f"per_shard={per_shard}: choose a number from 2 to {LARGEST_SHARD}")
 
 
 def shard_sizes(images: int, per_shard: int) -> list[int]:
@@ -75,7 +76,7 @@ def write_shards(folder: Path, shards: Iterator[list[Group]], world: World, rng:
     folder.mkdir(parents=True)
     for number, groups in enumerate(shards):
         path = folder / f"{number:05d}.tar"
-        with atomic.replacing(path) as part, part.open("wb") as file:
+        with files.replacing(path) as part, part.open("wb") as file:
             write_tar(file, number, groups, world, rng)
 
 

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from open_kandinsky.data.order import process, whole_batches
+from open_kandinsky.core.distributed import rank_and_world_size
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.data.order import whole_batches
 from open_kandinsky.data.streaming.layout import Layout, Progress, fresh, resumed
 from open_kandinsky.data.streaming.loader import StreamLoader
 from open_kandinsky.data.streaming.plan import Plan
@@ -35,9 +37,9 @@ class Streaming:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ValueError(f"data.batch_size={self.batch_size}: at least 1")
+            raise UserError(f"data.batch_size={self.batch_size}: at least 1")
         if self.buffer < 1:
-            raise ValueError(f"shuffle_buffer={self.buffer}: at least 1, which leaves a shard in its own order")
+            raise UserError(f"shuffle_buffer={self.buffer}: at least 1, which leaves a shard in its own order")
 
     def loader(
         self, sources: Sequence[Source], *, saved: Mapping[str, Any], trained: Callable[[], int | None]
@@ -45,7 +47,7 @@ class Streaming:
         """`saved`: of a checkpoint, or empty. ValueError where it is of other data, or there is not one batch."""
         samples = sum(sum(source.shards.counts) for source in sources)
         workers = usable_workers(self.workers, whole_batches(samples, self.batch_size))
-        layout = Layout(process()[1], max(1, workers))
+        layout = Layout(rank_and_world_size()[1], max(1, workers))
         plan, progress = self.where(sources, saved, layout)
         recipe = Recipe(
             plan=plan,
@@ -69,7 +71,7 @@ class Streaming:
             rest=[{} for _ in sources],
         )
         if saved:
-            return resumed(dict(saved), plan, layout, rank=process()[0])
+            return resumed(dict(saved), plan, layout, rank=rank_and_world_size()[0])
         return plan, fresh(plan, layout.workers)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.streaming import spans
 from open_kandinsky.data.streaming.place import Place, StreamPlace, restored
 from open_kandinsky.data.streaming.plan import Plan, Rest
@@ -90,12 +91,12 @@ def resumed(saved: dict[str, Any], plan: Plan, layout: Layout, rank: int) -> tup
 def check(saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises ValueError, saying what differs, where the order of `saved` is another one."""
     if "progress" not in saved:
-        raise ValueError(
+        raise UserError(
             "the checkpoint is of a run with data in memory or in a cache: resume with the same data settings"
         )
     differs = [f"{name}={now[name]}, the checkpoint has {saved[name]}" for name in now if now[name] != saved[name]]
     if differs:
-        raise ValueError(
+        raise UserError(
             f"the data's order is not the checkpoint's: {'; '.join(differs)}. Resume with the same shards and "
             "settings, or begin a new run from the weights"
         )

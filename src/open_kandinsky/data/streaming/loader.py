@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from open_kandinsky.core.distributed import gather_objects, rank_and_world_size
 from open_kandinsky.data.memory import Batch
-from open_kandinsky.data.order import process, whole_batches
+from open_kandinsky.data.order import whole_batches
 from open_kandinsky.data.passes import Passes
 from open_kandinsky.data.streaming.counts import Counts
 from open_kandinsky.data.streaming.layout import Layout, Progress, checkpoint
@@ -59,8 +59,8 @@ class StreamLoader:
     def saved(self) -> dict[str, Any]:
         """The place of all processes after the last batch that was trained with. Every process must ask for it."""
         progress = self.passes.place()
-        layout = Layout(process()[1], len(progress.places))
-        return checkpoint(self.recipe.plan, layout, gathered(progress.plain()))
+        layout = Layout(rank_and_world_size()[1], len(progress.places))
+        return checkpoint(self.recipe.plan, layout, gather_objects(progress.plain()))
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the data module saves `saved`, where Lightning asks every process once."""
@@ -84,7 +84,7 @@ def endless(work: Iterable[Made], progress: Progress, counts: Counts, length: in
 
 def in_turn(recipe: Recipe, workers: int, progress: Progress) -> Iterable[Made]:
     """The workers give batches in turn; the one whose turn it is comes first."""
-    n, rank = len(progress.places), process()[0]
+    n, rank = len(progress.places), rank_and_world_size()[0]
     turns = [(progress.drawn + at) % n for at in range(n)]
     streams = Streams(recipe, [(rank * n + turn, progress.places[turn]) for turn in turns])
     return worked(streams, workers)
@@ -92,7 +92,7 @@ def in_turn(recipe: Recipe, workers: int, progress: Progress) -> Iterable[Made]:
 
 def counts_of(recipe: Recipe, progress: Progress) -> Counts:
     """What was counted until there."""
-    rank, processes = process()
+    rank, processes = rank_and_world_size()
     return Counts(
         before=progress.tallies,
         streams=len(progress.places),
@@ -108,13 +108,3 @@ def after(progress: Progress, made: Made, counts: Counts) -> Progress:
     counts.update(turn, made.tallies)
     counts.settle([min(epochs) for epochs in zip(*(place.epochs() for place in places), strict=True)])
     return Progress(places=places, drawn=progress.drawn + 1, tallies=counts.joined())
-
-
-def gathered(value: Any) -> list[Any]:
-    """That of every process, in their order."""
-    processes = process()[1]
-    if processes == 1:
-        return [value]
-    every: list[Any] = [None] * processes
-    torch.distributed.all_gather_object(every, value)
-    return every

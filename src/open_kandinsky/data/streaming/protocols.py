@@ -36,7 +36,7 @@ class Shards(Protocol):
 
 @runtime_checkable
 class Prepare(Protocol):
-    """Makes rows of examples. Both raise ValueError(reason, detail) for one that cannot be used."""
+    """Makes rows of examples. Both raise BadSample for one that cannot be used."""
 
     def bucket(self, example: Any, /) -> Hashable:
         """What a batch must have in common, told without decoding: the size of its images."""

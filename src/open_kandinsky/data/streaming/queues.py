@@ -3,6 +3,7 @@
 import random
 from collections.abc import Hashable, Iterator
 
+from open_kandinsky.core.errors import BadSample
 from open_kandinsky.data.memory import Batch
 from open_kandinsky.data.streaming.building import Building
 from open_kandinsky.data.streaming.cursor import Found
@@ -29,14 +30,13 @@ class Rows:
             row, self.undecodable = self.prepare.row(found.example, bucket, draws), 0
         except ValueError as error:
             self.undecodable += 1
-            return self.refuse(found, error)
+            return self.refuse(found, BadSample.from_error(error))
         return row
 
-    def refuse(self, found: Found, error: ValueError) -> None:
+    def refuse(self, found: Found, bad: BadSample) -> None:
         """Counts a sample that cannot be used."""
-        reason, detail = error.args
         tally = self.tallies[found.source, found.epoch]
-        tally.add(reason, key=found.example.key, shard=found.example.url, detail=detail)
+        tally.add(bad.reason, key=found.example.key, shard=found.example.url, detail=bad.detail)
 
     def used(self, found: Found) -> None:
         """Counts a sample that is in a batch."""
@@ -99,7 +99,7 @@ class Queues:
         try:
             bucket = self.rows.prepare.bucket(found.example)
         except ValueError as error:
-            return self.rows.refuse(found, error)
+            return self.rows.refuse(found, BadSample.from_error(error))
         queue = self.queues.setdefault(bucket, Queue(bucket, self.rows, self.rooms))
         queue.waiting.append(found)
         return queue

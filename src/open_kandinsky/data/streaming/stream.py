@@ -8,6 +8,7 @@ from functools import partial
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.memory import Batch
 from open_kandinsky.data.streaming.cursor import Cursor, Found
 from open_kandinsky.data.streaming.place import Sample, StreamPlace
@@ -117,7 +118,7 @@ class Stream:
 
     def nothing(self) -> ValueError:
         report = self.tallies.joined(1.0).report()
-        return ValueError(f"no sample can be used any more, so no batch would ever come:\n{report}")
+        return UserError(f"no sample can be used any more, so no batch would ever come:\n{report}")
 
 
 def refound(sources: Sequence[Shards], waiting: Sequence[Sample], tallies: Tallies) -> list[Found]:

@@ -4,14 +4,45 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from open_kandinsky.core.errors import NumericalError, UserError
 
-def worked(batches: IterableDataset, workers: int) -> DataLoader:
-    """What the set yields, made by so many workers in turn; without workers, here."""
+
+@dataclass(frozen=True)
+class Failure:
+    """An error on its way from a worker: a DataLoader alone would send its traceback as text."""
+
+    error: Exception
+
+
+class Sent(IterableDataset):
+    """What a dataset yields in a worker, and the error that ends it, if it is no bug."""
+
+    def __init__(self, batches: IterableDataset) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.batches
+        except (UserError, NumericalError, OSError) as error:
+            yield Failure(error)
+
+
+def worked(batches: IterableDataset, workers: int) -> Iterator[Any]:
+    """What the dataset yields, made by so many workers in turn; without workers, here. Their errors are raised here."""
+    for made in loader(Sent(batches) if workers else batches, workers):
+        if isinstance(made, Failure):
+            raise made.error
+        yield made
+
+
+def loader(batches: IterableDataset, workers: int) -> DataLoader:
     return DataLoader(
         batches,
         batch_size=None,

@@ -14,8 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from open_kandinsky import atomic
-from open_kandinsky.claims import Claims, share
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.leases import Leases, share
 from open_kandinsky.data.tars.opening import open_url
 from open_kandinsky.data.tars.stamps import Stamp, folder_of, stamps
 from open_kandinsky.data.tars.tar import Counted, count
@@ -58,7 +59,7 @@ class Indexer:
 
     def __call__(self, urls: list[str]) -> ShardIndex:
         units = [FolderCounts(self.file(name), held, self.count, self.threads) for name, held in by_folder(urls)]
-        share(units, Claims(self.folder), seen=lambda: None, pause=2.0)
+        share(units, Leases(self.folder), seen=lambda: None, pause=2.0)
         entries = {url: entry for unit in units for url, entry in unit.entries.items()}
         found = {url: entries[told_apart(url)] for url in urls}
         problems = {url: found[url][3] for url in urls if found[url][3] is not None}
@@ -88,7 +89,7 @@ def tell_problems(problems: dict[str, str]) -> None:
 
 
 class FolderCounts:
-    """The counts of one folder's shards, in `path`: a unit of work for claims. `shards`: address -> present stamp."""
+    """The counts of one folder's shards, in `path`: a unit of work for leases. `shards`: address -> present stamp."""
 
     def __init__(self, path: Path, shards: dict[str, Stamp], count: Callable[[str], Counted], threads: int) -> None:
         self.path, self.shards, self.count, self.threads = path, shards, count, threads
@@ -120,7 +121,7 @@ class FolderCounts:
             else:
                 entries[told_apart(url)] = [found.count, *self.shards[url], found.problem]
             if done % SAVED_EVERY == 0 or done == len(left):
-                atomic.write(self.path, json.dumps(entries))
+                files.write(self.path, json.dumps(entries))
         refuse_failed(failed)
 
     def counted(self, urls: list[str]) -> Iterator[tuple[str, Counted | OSError]]:
@@ -138,7 +139,7 @@ def refuse_failed(failed: dict[str, OSError]) -> None:
     """Raises for shards that could not be counted, the missing ones first."""
     missing = [url for url, error in failed.items() if isinstance(error, FileNotFoundError)]
     if missing:
-        raise ValueError(f"{len(missing)} shard(s) are not there: {', '.join(missing[:NAMED])}; correct the list")
+        raise UserError(f"{len(missing)} shard(s) are not there: {', '.join(missing[:NAMED])}; correct the list")
     if failed:
         url, error = next(iter(failed.items()))
         told = f"{error.strerror or error}; {len(failed)} shard(s) could not be counted: run it again"

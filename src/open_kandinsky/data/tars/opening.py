@@ -17,6 +17,8 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
 from webdataset.gopen import gopen
 
+from open_kandinsky.core.errors import UserError
+
 REMOTE = re.compile(r"[a-z][a-z0-9+]*://")
 WILDCARD = re.compile(r"://[^/]*/[^?]*[*\[]")  # neither in a host nor in a query
 BLOCK = 4 << 20  # bytes a request
@@ -46,9 +48,9 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         return url_to_fs(url)
     except ImportError as error:
-        raise ValueError(f"{url!r} needs a package that is not installed: {error}") from error
+        raise UserError(f"{url!r} needs a package that is not installed: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{url!r}: no file system is known by {protocol!r} ({error}); is it mistyped?") from error
+        raise UserError(f"{url!r}: no file system is known by {protocol!r} ({error}); is it mistyped?") from error
 
 
 def listed(url: str) -> list[str]:

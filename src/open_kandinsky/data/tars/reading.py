@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from open_kandinsky.core.errors import BadSample
 from open_kandinsky.data.tars.sample import Raw, Sample, decode, stem
 from open_kandinsky.data.tars.tally import Skipped
 from open_kandinsky.data.tars.tar import CUT, TAR_ERRORS, lost, samples
@@ -33,9 +34,8 @@ def decoded(raws: Iterable[Raw], tally: Skipped, max_pixels: int) -> Iterator[Sa
     for raw in raws:
         try:
             sample = decode(raw, max_pixels)
-        except ValueError as error:
-            reason, detail = error.args
-            tally.add(reason, key=raw.key, shard=raw.url, detail=detail)
+        except BadSample as bad:
+            tally.add(bad.reason, key=raw.key, shard=raw.url, detail=bad.detail)
         else:
             tally.good()
             yield sample

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from open_kandinsky.core.errors import BadSample
 from open_kandinsky.data.transforms import open_image
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -47,19 +48,19 @@ def whole(raw: Raw) -> bool:
 
 
 def decode(raw: Raw, max_pixels: int) -> Sample:
-    """Raises ValueError(reason, detail) where a member is missing or unreadable."""
+    """Raises BadSample where a member is missing or unreadable."""
     refuse_large(raw)
     empty = [extension for extension, data in raw.members.items() if not data]
     if empty:
-        raise ValueError("zero-byte member", f".{empty[0]}")
+        raise BadSample("zero-byte member", f".{empty[0]}")
     info = read_info(raw)
     return Sample(raw.key, read_image(raw, max_pixels), read_caption(raw, info), info)
 
 
 def refuse_large(raw: Raw) -> None:
-    """Raises ValueError(reason, detail) for a sample with a member that was not read."""
+    """Raises BadSample for a sample with a member that was not read."""
     if raw.large:
-        raise ValueError("member too large", raw.large)
+        raise BadSample("member too large", raw.large)
 
 
 def read_info(raw: Raw) -> dict[str, Any]:
@@ -67,9 +68,9 @@ def read_info(raw: Raw) -> dict[str, Any]:
     try:
         info = json.loads(raw.members.get("json", b"{}"))
     except (ValueError, RecursionError) as error:
-        raise ValueError("unreadable json", str(error)) from error
+        raise BadSample("unreadable json", str(error)) from error
     if not isinstance(info, dict):
-        raise ValueError("unreadable json", f"a {type(info).__name__}, expected an object")
+        raise BadSample("unreadable json", f"a {type(info).__name__}, expected an object")
     return {**raw.facts, **info}
 
 
@@ -79,10 +80,10 @@ def parts(raw: Raw) -> str:
 
 
 def image_bytes(raw: Raw) -> bytes:
-    """The first image member, encoded. Raises ValueError(reason, detail) where there is none."""
+    """The first image member, encoded. Raises BadSample where there is none."""
     data = next((raw.members[extension] for extension in IMAGES if extension in raw.members), None)
     if data is None:
-        raise ValueError("missing image", parts(raw))
+        raise BadSample("missing image", parts(raw))
     return data
 
 
@@ -92,7 +93,7 @@ def read_image(raw: Raw, max_pixels: int) -> Image.Image:
     try:
         return open_image(data, max_pixels=max_pixels)
     except ValueError as error:
-        raise ValueError("unreadable image", str(error)) from error
+        raise BadSample("unreadable image", str(error)) from error
 
 
 def read_text(raw: Raw) -> str | None:
@@ -100,12 +101,12 @@ def read_text(raw: Raw) -> str | None:
     try:
         return raw.members["txt"].decode("utf-8") if "txt" in raw.members else None
     except UnicodeDecodeError as error:
-        raise ValueError("unreadable caption", str(error)) from error
+        raise BadSample("unreadable caption", str(error)) from error
 
 
 def read_caption(raw: Raw, info: dict[str, Any]) -> str:
     """The txt member, or the json's caption."""
     caption = read_text(raw) if "txt" in raw.members else info.get("caption")
     if not isinstance(caption, str) or not caption.strip():
-        raise ValueError("missing caption", f"found {caption!r}; {parts(raw)}")
+        raise BadSample("missing caption", f"found {caption!r}; {parts(raw)}")
     return caption.strip()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.tars.opening import open_url
 from open_kandinsky.data.tars.tally import Skipped
 
@@ -44,7 +45,7 @@ class ParquetSidecars:
 
     def __init__(self, *, columns: Sequence[str]) -> None:
         if not columns:
-            raise ValueError("columns=[] of the side files: name those that are wanted, or choose sidecars=none")
+            raise UserError("columns=[] of the side files: name those that are wanted, or choose sidecars=none")
         self.columns = list(columns)
 
     def facts(self, url: str, tally: Skipped) -> Facts:
@@ -69,7 +70,7 @@ class ParquetSidecars:
                 table = source.read(columns=[KEY, *held])
             return Facts({name: table.column(name) for name in held}, table.column(KEY).to_pylist())
         except (ArrowException, KeyError) as error:
-            raise ValueError(f"{url!r} is no side file of img2dataset's: {error}") from error
+            raise UserError(f"{url!r} is no side file of img2dataset's: {error}") from error
 
 
 def beside(url: str) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.secrets import masked
 
 FILTERED = "filtered out: "  # how the reason of a sample begins that is in order, and was not asked for
@@ -75,7 +76,7 @@ class Skipped:
     def check(self) -> None:
         """Raises ValueError, with the report, where too many of the samples that no filter took out are bad."""
         if self.bad > self.max_bad_share * (self.seen - self.filtered):
-            raise ValueError(
+            raise UserError(
                 f"{self.report()}\nthat is more than max_bad_share={self.max_bad_share}: mend the shards, or raise it"
             )
 

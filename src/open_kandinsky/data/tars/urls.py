@@ -1,11 +1,12 @@
 """From what a person writes (a folder, a pattern, a brace range, a list) to the shards it means."""
 
-import difflib
 import glob
 from pathlib import Path
 
 from braceexpand import braceexpand
 
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.suggest import nearest
 from open_kandinsky.data.tars.opening import REMOTE, filesystem, listed
 
 
@@ -18,7 +19,7 @@ def shard_urls(urls: str | list[str], *, allow_pipe: bool = False) -> list[str]:
     """
     given = [urls] if isinstance(urls, str) else list(urls)
     if not given or not all(given):
-        raise ValueError(f"no shards named: urls={urls!r}; give a folder of .tar files, a pattern or a list")
+        raise UserError(f"no shards named: urls={urls!r}; give a folder of .tar files, a pattern or a list")
     return [shard for url in given for shard in expand(str(url), allow_pipe)]
 
 
@@ -33,7 +34,7 @@ def expand(url: str, allow_pipe: bool) -> list[str]:
 def piped(url: str, allow_pipe: bool) -> str:
     """The address itself, where running its command was allowed."""
     if not allow_pipe:
-        raise ValueError(f"{url!r} would run a shell command; set allow_pipe=true if you trust where it comes from")
+        raise UserError(f"{url!r} would run a shell command; set allow_pipe=true if you trust where it comes from")
     return url
 
 
@@ -41,7 +42,7 @@ def remote(url: str) -> list[str]:
     """Files behind a protocol: of a folder, of a glob, or the one file, which is not looked for yet."""
     filesystem(url)
     if not (found := listed(url)):
-        raise ValueError(f"no shard at {url!r}: the listing there has no such file")
+        raise UserError(f"no shard at {url!r}: the listing there has no such file")
     return found
 
 
@@ -61,13 +62,13 @@ def refuse_folder(path: Path) -> list[str]:
     below = sorted({str(tar.parent) for tar in path.glob("*/*.tar")})
     found = f"it holds {', '.join(held[:5])}{' ...' if len(held) > 5 else ''}" if held else "it is empty"
     remedy = f"did you mean {below[0]!r}?" if below else "write shards with img2dataset (output_format=webdataset)"
-    raise ValueError(f"no .tar file in the folder {str(path)!r}: {found}; {remedy}")
+    raise UserError(f"no .tar file in the folder {str(path)!r}: {found}; {remedy}")
 
 
 def refuse_missing(path: Path) -> list[str]:
     """Nothing has that name: name the nearest that exists."""
     parent = next(folder for folder in path.absolute().parents if folder.is_dir())
     missing = path.absolute().relative_to(parent).parts[0]
-    nearest = difflib.get_close_matches(missing, [child.name for child in parent.iterdir()], n=1)
-    found = f"did you mean {str(parent / nearest[0])!r}?" if nearest else f"{str(parent)!r} has no such name"
-    raise ValueError(f"no shard at {str(path)!r}: {found}")
+    near = nearest(missing, [child.name for child in parent.iterdir()])
+    found = f"did you mean {str(parent / near)!r}?" if near else f"{str(parent)!r} has no such name"
+    raise UserError(f"no shard at {str(path)!r}: {found}")

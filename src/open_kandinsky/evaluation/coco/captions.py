@@ -10,10 +10,11 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.suggest import nearest
 from open_kandinsky.data.coco import Coco, CocoCaption
 from open_kandinsky.data.coco.annotations import named
 
@@ -88,16 +89,16 @@ class Listed:
         stray = [image_id for image_id, _ in rows if image_id not in coco.by_id]
         if stray:
             told = f"{len(stray):,} of {len(rows):,} rows name images that {coco.source} does not have"
-            raise ValueError(f"{self.file}: {told} ({named(stray)}); is it a list of val2014?")
+            raise UserError(f"{self.file}: {told} ({named(stray)}); is it a list of val2014?")
         return listed(rows)
 
     def row(self, row: dict[str, str | None], where: str) -> tuple[int, str]:
         image_id = IMAGE_ID.fullmatch((row[self.image_id_column] or "").strip())
         if image_id is None:
-            raise ValueError(f"{where}: {self.image_id_column} {row[self.image_id_column]!r} is no image id")
+            raise UserError(f"{where}: {self.image_id_column} {row[self.image_id_column]!r} is no image id")
         caption = (row[self.caption_column] or "").strip()
         if not caption:
-            raise ValueError(f"{where}: no {self.caption_column}")
+            raise UserError(f"{where}: no {self.caption_column}")
         return int(image_id[1]), caption
 
 
@@ -134,7 +135,7 @@ def drawn(ids: Iterable[int], n: int, seed: int) -> list[int]:
 
 def refuse_more(n: int, there: int, what: str, where: str | Path) -> None:
     if not 1 <= n <= there:
-        raise ValueError(f"n={n}: {where} has {there:,} {what}; ask for 1 to {there:,}")
+        raise UserError(f"n={n}: {where} has {there:,} {what}; ask for 1 to {there:,}")
 
 
 def listed(pairs: Iterable[tuple[int | None, str]]) -> list[Caption]:
@@ -143,15 +144,15 @@ def listed(pairs: Iterable[tuple[int | None, str]]) -> list[Caption]:
 
 def text_of(file: str | Path, source: str) -> str:
     if not Path(file).is_file():
-        raise ValueError(f"{file}: no such file; this caption list is published, get it from {source}")
+        raise UserError(f"{file}: no such file; this caption list is published, get it from {source}")
     try:
         return Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not a text in UTF-8 ({error}); get it from {source}") from error
+        raise UserError(f"{file}: not a text in UTF-8 ({error}); get it from {source}") from error
 
 
 def require(column: str, columns: Sequence[str], file: str | Path) -> None:
     if column not in columns:
-        near = get_close_matches(column, columns, n=1, cutoff=0)
-        remedy = f"nearest {near[0]!r}; it has {', '.join(columns)}" if near else "it has none"
-        raise ValueError(f"{file}: no column {column!r}; {remedy}. Is the separator right?")
+        near = nearest(column, columns, cutoff=0.0)
+        remedy = f"nearest {near!r}; it has {', '.join(columns)}" if near else "it has none"
+        raise UserError(f"{file}: no column {column!r}; {remedy}. Is the separator right?")

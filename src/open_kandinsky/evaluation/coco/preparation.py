@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from open_kandinsky.choices import chosen
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.suggest import lookup
 from open_kandinsky.data.transforms import centre_square
 
 Filter = Image.Resampling
@@ -67,14 +68,14 @@ class Preparation:
     jpeg_after: int | None
 
     def __post_init__(self) -> None:
-        chosen("crop", self.crop, CROPS)
-        chosen("filter", self.filter, FILTERS)
+        lookup("crop", self.crop, CROPS)
+        lookup("filter", self.filter, FILTERS)
         if self.size is not None and self.size < 1:
-            raise ValueError(f"size={self.size}: 1 pixel a side or more, or null to keep the size")
+            raise UserError(f"size={self.size}: 1 pixel a side or more, or null to keep the size")
         for name in ("jpeg_before", "jpeg_after"):
             quality = getattr(self, name)
             if quality is not None and not 1 <= quality <= 100:
-                raise ValueError(f"{name}={quality}: a quality is 1 to 100, or null for no JPEG")
+                raise UserError(f"{name}={quality}: a quality is 1 to 100, or null for no JPEG")
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Transparency is dropped, as by the tools that are followed. ValueError for pixels of more than 8 bits."""
@@ -93,7 +94,7 @@ class Preparation:
 def rgb(image: Image.Image) -> Image.Image:
     """As PIL converts. What it would clip is refused."""
     if image.mode.startswith(("I", "F")):
-        raise ValueError(f"a picture of mode {image.mode!r} has more than 8 bits a channel; save it with 8")
+        raise UserError(f"a picture of mode {image.mode!r} has more than 8 bits a channel; save it with 8")
     return image.convert("RGB")
 
 

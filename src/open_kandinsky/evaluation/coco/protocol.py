@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from open_kandinsky import account
-from open_kandinsky.choices import chosen
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.suggest import lookup
 from open_kandinsky.data.coco import Coco
 from open_kandinsky.evaluation.asked import OPTIONS, Asked
 from open_kandinsky.evaluation.coco import captions as lists
@@ -84,8 +85,8 @@ class Protocol:
         return told if asked.table is None else f"{told}\ncompared: {compare(asked.table)}"
 
     def __post_init__(self) -> None:
-        chosen("reference", self.reference, REFERENCES)
-        chosen("seeds", self.seeds, SEEDS)
+        lookup("reference", self.reference, REFERENCES)
+        lookup("seeds", self.seeds, SEEDS)
 
     def compared(self, coco: Coco, captions: Sequence[Caption]) -> list[int]:
         """The ids of the real pictures."""
@@ -97,7 +98,7 @@ class Protocol:
         if asked.real_stats is None:
             return wanted
         if others := [name for name, score in wanted.items() if score.real and name != "fid"]:
-            raise ValueError(f"real_stats has no pictures, which {', '.join(others)} needs: give metrics without it")
+            raise UserError(f"real_stats has no pictures, which {', '.join(others)} needs: give metrics without it")
         of = self.of_real(coco)
         return wanted | {"fid": stats.against(asked.real_stats, of, accept_unknown=asked.accept_unknown_stats)}
 
@@ -112,7 +113,7 @@ class Protocol:
         digest = lists.sha256(found)
         if self.captions_sha256 not in (None, digest):
             told = f"the caption list has SHA-256 {digest}, where the protocol has {self.captions_sha256}"
-            raise ValueError(f"protocol={self.name}: {told}; these are other captions than the published ones")
+            raise UserError(f"protocol={self.name}: {told}; these are other captions than the published ones")
         return found
 
     def extractors(self, role: str, subject: Subject) -> dict[str, Pair]:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from open_kandinsky.claims import Claims, share
+from open_kandinsky.core.leases import Leases, share
 from open_kandinsky.data.coco import Coco
 from open_kandinsky.data.transforms import to_images, to_pixels
 from open_kandinsky.evaluation.asked import Asked
@@ -78,7 +78,7 @@ class ReconstructionProtocol:
         """Write metrics.json; returns the headline."""
         floors = Floors(self, asked, asked.opened_coco())
         same_threads(asked.out, asked.subject.device)
-        share([floors], Claims(asked.out / "claims" / "floors"), seen=lambda: None)
+        share([floors], Leases(asked.out / "claims" / "floors"), seen=lambda: None)
         found = json.loads((asked.out / METRICS).read_text(encoding="utf-8"))
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in found["metrics"].items())
         return f"{self.name}, {found['n']:,} pictures: {numbers}\nscored: {asked.out / METRICS}"

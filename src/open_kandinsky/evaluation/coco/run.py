@@ -12,8 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from open_kandinsky import atomic
-from open_kandinsky.claims import Claims, share
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.leases import Leases, share
 from open_kandinsky.data.coco import Coco
 from open_kandinsky.evaluation.coco import captions as lists
 from open_kandinsky.evaluation.coco.captions import Caption
@@ -65,13 +66,13 @@ class Run:
                 assert features.extractor.identity()
 
     def draw(self) -> None:
-        self.samples.draw(self.n, self.claims("pictures"))
+        self.samples.draw(self.n, self.leases("pictures"))
 
     def refuse_flat(self) -> None:
         """ValueError for pictures of a single colour, by number."""
         if rows := self.samples.flat(self.n):
             told = f"{len(rows):,} of {self.n:,} pictures have a single colour ({', '.join(map(str, rows[:8]))}, ...)"
-            raise ValueError(f"{told}: a safety filter's, or a model that collapsed? accept_flat=true scores them all")
+            raise UserError(f"{told}: a safety filter's, or a model that collapsed? accept_flat=true scores them all")
 
     def extract(self) -> None:
         for protocol in self.protocols:
@@ -79,7 +80,7 @@ class Run:
                 features.extract()
 
     def score(self) -> None:
-        share([Scored(self, protocol) for protocol in self.protocols], self.claims("scores"), seen=lambda: None)
+        share([Scored(self, protocol) for protocol in self.protocols], self.leases("scores"), seen=lambda: None)
 
     @property
     def protocols(self) -> list[Rules]:
@@ -95,7 +96,7 @@ class Run:
         """How many of them. ValueError for a limit that the list does not have."""
         if self.limit is not None and not 1 <= self.limit <= len(self.captions):
             told = f"from 1 to the {len(self.captions)} captions of protocol={self.protocol.name}"
-            raise ValueError(f"limit={self.limit}: {told}")
+            raise UserError(f"limit={self.limit}: {told}")
         return len(self.captions) if self.limit is None else self.limit
 
     @cached_property
@@ -125,8 +126,8 @@ class Run:
         drawn = Features(self.out, Generated(self.samples), pair.generated, self.n)
         return [drawn, Features(self.shared, real, pair.real, len(real.ids))]
 
-    def claims(self, name: str) -> Claims:
-        return Claims(self.out / "claims" / name)
+    def leases(self, name: str) -> Leases:
+        return Leases(self.out / "claims" / name)
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Scored:
 
     def do(self) -> None:
         self.keep_stats()
-        atomic.write(self.path, json.dumps(self.numbers(), indent=1))
+        files.write(self.path, json.dumps(self.numbers(), indent=1))
 
     def keep_stats(self) -> None:
         """The moments that FID compared with, for other programs and for runs without the real pictures."""

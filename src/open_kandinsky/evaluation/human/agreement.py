@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from open_kandinsky.core.errors import UserError
+
 
 def cohen(first: Sequence[str], second: Sequence[str]) -> float | None:
     """Kappa of two judges' answers to the same questions (Cohen 1960).
@@ -12,7 +14,7 @@ def cohen(first: Sequence[str], second: Sequence[str]) -> float | None:
     """
     n = len(first)
     if n != len(second):
-        raise ValueError(f"{n} answers and {len(second)}: two judges' answers are to the same questions")
+        raise UserError(f"{n} answers and {len(second)}: two judges' answers are to the same questions")
     mine, theirs = Counter(first), Counter(second)
     seen = sum(a == b for a, b in zip(first, second, strict=True))
     return _kappa(seen / n, sum(mine[answer] * theirs[answer] for answer in mine) / n**2) if n else None

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.human.order import Presented, presented
 from open_kandinsky.evaluation.human.pairs import Pair
 from open_kandinsky.evaluation.human.votes import QUESTIONS, Votes
@@ -36,7 +37,7 @@ class Comparison:
         judge = named(judge)
         order, done = presented(judge, self.seed, self.pairs), self.votes.done(judge)
         if at is not None and not 0 <= at < len(order):
-            raise ValueError(f"there is no pair {at}: there are {len(order)}")
+            raise UserError(f"there is no pair {at}: there are {len(order)}")
         open_ones = (i for i, shown in enumerate(order) if (shown.pair.prompt, shown.pair.nth) not in done)
         at = next(open_ones, None) if at is None else at
         return {
@@ -55,9 +56,9 @@ class Comparison:
         order = presented(judge, self.seed, self.pairs)
         at = next((i for i, shown in enumerate(order) if self._name(shown.pair) == pair), None)
         if at is None:
-            raise ValueError("this page is older than the program that shows it: load it again")
+            raise UserError("this page is older than the program that shows it: load it again")
         if question not in QUESTIONS or answer not in SIDES:
-            raise ValueError(f"{question}={answer}: one of {', '.join(QUESTIONS)}, and one of {', '.join(SIDES)}")
+            raise UserError(f"{question}={answer}: one of {', '.join(QUESTIONS)}, and one of {', '.join(SIDES)}")
         self.votes.cast(judge, order[at], question, turned(answer, order[at]))
         return self.view(judge, at)
 
@@ -88,7 +89,7 @@ def named(judge: str) -> str:
     """The name with single spaces between its words; ValueError for one that is empty, long or not to be read."""
     name = " ".join(unicodedata.normalize("NFC", judge).split())
     if not name or len(name) > LONGEST or not name.isprintable():
-        raise ValueError(f"a judge's name has 1 to {LONGEST} letters: {name[:LONGEST]!r} has {len(name)}")
+        raise UserError(f"a judge's name has 1 to {LONGEST} letters: {name[:LONGEST]!r} has {len(name)}")
     return name
 
 

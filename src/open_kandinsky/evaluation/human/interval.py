@@ -5,6 +5,8 @@ from math import sqrt
 
 import numpy as np
 
+from open_kandinsky.core.errors import UserError
+
 Number = float | int
 Interval = tuple[float, float]
 
@@ -19,7 +21,7 @@ def wilson(wins: Number, n: int) -> Interval:
     than it need be, for half a win varies less than a win or a loss. ValueError without votes.
     """
     if n < 1:
-        raise ValueError(f"there is no win rate of {n} votes")
+        raise UserError(f"there is no win rate of {n} votes")
     centre, shrunk = (wins + Z**2 / 2) / (n + Z**2), n / (n + Z**2)
     half = Z * shrunk * sqrt(wins / n * (1 - wins / n) / n + (Z / (2 * n)) ** 2)
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.gallery import read_manifest, read_picture
 
 
@@ -42,11 +43,11 @@ def read_pairs(a: Path, b: Path) -> list[Pair]:
     """Pictures of one prompt are paired by their order. ValueError where a folder is not finished, a picture was
     changed, or one folder lacks what the other shows; the message says what is missing where."""
     if a.resolve() == b.resolve():
-        raise ValueError(f"a={a} and b={b} are one folder: there is nothing to compare")
+        raise UserError(f"a={a} and b={b} are one folder: there is nothing to compare")
     of_a, of_b = pictures(a), pictures(b)
     lacking = [lacks(b, [key for key in of_a if key not in of_b]), lacks(a, [key for key in of_b if key not in of_a])]
     if any(lacking):
-        raise ValueError(f"a={a} and b={b} were drawn for other prompts: {'; '.join(filter(None, lacking))}")
+        raise UserError(f"a={a} and b={b} were drawn for other prompts: {'; '.join(filter(None, lacking))}")
     return [Pair(prompt, nth, of_a[prompt, nth], of_b[prompt, nth]) for prompt, nth in of_a]
 
 

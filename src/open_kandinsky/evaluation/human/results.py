@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.human.agreement import cohen, fleiss
 from open_kandinsky.evaluation.human.interval import Interval, over_prompts, wilson
 from open_kandinsky.evaluation.human.votes import QUESTIONS, Vote
@@ -23,7 +24,7 @@ def results(votes: Sequence[Vote]) -> dict[str, Any]:
     """By question: counts, win rate of a with both intervals, each judge's win rate, agreement. Votes: one for each
     judge, pair and question, as `Votes.counting` gives them. ValueError without any."""
     if not votes:
-        raise ValueError("there are no votes yet")
+        raise UserError("there are no votes yet")
     return {
         "votes": len(votes),
         "pairs": len({(vote.prompt, vote.nth) for vote in votes}),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.human.comparison import Comparison
 
 LOOPBACK = "127.0.0.1"
@@ -46,7 +47,7 @@ def serving(comparison: Comparison, port: int) -> ThreadingHTTPServer:
         server.socket.listen(WAITING)  # socketserver's own 5 are fewer than a page's pictures
         return server
     except (OSError, OverflowError) as error:
-        raise ValueError(f"port={port}: {error}; choose another, or 0 for any that is free") from error
+        raise UserError(f"port={port}: {error}; choose another, or 0 for any that is free") from error
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -145,7 +146,7 @@ def fields(body: bytes) -> dict[str, str]:
     try:
         vote = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"a vote is JSON ({error})") from error
+        raise UserError(f"a vote is JSON ({error})") from error
     if not isinstance(vote, dict) or set(vote) != set(FIELDS) or not all(isinstance(v, str) for v in vote.values()):
-        raise ValueError(f"a vote is an object of the texts {', '.join(FIELDS)}")
+        raise UserError(f"a vote is an object of the texts {', '.join(FIELDS)}")
     return vote

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.human.order import Presented, System
 from open_kandinsky.evaluation.human.pairs import Pair
 
@@ -66,7 +67,7 @@ class Votes:
         try:
             self._connection = opened(path)
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"votes={path} cannot be opened: {error}") from error
+            raise UserError(f"votes={path} cannot be opened: {error}") from error
         refuse_other_pairs(path, set(self._rows(f"SELECT DISTINCT {PAIR} FROM votes")), pairs)
 
     def cast(self, judge: str, shown: Presented, question: str, answer: Answer) -> None:
@@ -119,7 +120,7 @@ def opened(path: Path) -> sqlite3.Connection:
         if not application and not tables:
             connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
         elif application != OURS:
-            raise ValueError(f"votes={path} is a database of something else: choose another file")
+            raise UserError(f"votes={path} is a database of something else: choose another file")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
     return connection
@@ -147,4 +148,4 @@ def refuse_other_pairs(path: Path, voted: set[tuple], pairs: Sequence[Pair]) -> 
     turned = (prompt, nth, *reversed(hashes)) in {row(pair) for pair in pairs}
     why = "a and b are exchanged" if turned else "they are not the pictures in a and b"
     named = f"such as picture {nth + 1} of {prompt!r}"
-    raise ValueError(f"votes={path} holds votes on {len(others)} other pairs, {named}: {why}. Choose another file")
+    raise UserError(f"votes={path} holds votes on {len(others)} other pairs, {named}: {why}. Choose another file")

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.gallery import read_manifest, read_picture
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -30,16 +31,16 @@ def complete(pictures: Iterable[Drawn], prompts: Sequence[str], each: int) -> It
         key = picture.index, picture.nth
         if key not in missing:
             asked = f"{len(prompts)} prompts with {each} pictures each"
-            raise ValueError(f"{told(*key, picture.prompt)} came twice or was not asked for: there are {asked}")
+            raise UserError(f"{told(*key, picture.prompt)} came twice or was not asked for: there are {asked}")
         if picture.prompt != prompts[picture.index]:
-            raise ValueError(f"{told(*key, picture.prompt)}: the prompt is {prompts[picture.index]!r} in the list")
+            raise UserError(f"{told(*key, picture.prompt)}: the prompt is {prompts[picture.index]!r} in the list")
         if not picture.png.startswith(PNG):
-            raise ValueError(f"{told(*key, picture.prompt)} is no PNG; it starts with {picture.png[:8]!r}")
+            raise UserError(f"{told(*key, picture.prompt)} is no PNG; it starts with {picture.png[:8]!r}")
         del missing[key]
         yield picture
     if missing:
         named = "; ".join(told(index, nth, prompts[index]) for index, nth in list(missing)[:NAMED])
-        raise ValueError(f"{len(missing):,} of {len(prompts) * each:,} pictures are missing, such as {named}")
+        raise UserError(f"{len(missing):,} of {len(prompts) * each:,} pictures are missing, such as {named}")
 
 
 def told(index: int, nth: int, prompt: str) -> str:
@@ -58,6 +59,6 @@ def of_gallery(folder: Path, prompts: Sequence[str], each: int) -> Iterator[Draw
         turn, nth = divmod(seen[prompt], each)
         if turn >= len(places.get(prompt, ())):
             asked = each * len(places.get(prompt, ()))
-            raise ValueError(f"{folder / line['file']} shows {prompt!r}, of which {asked} pictures were asked for")
+            raise UserError(f"{folder / line['file']} shows {prompt!r}, of which {asked} pictures were asked for")
         seen[prompt] += 1
         yield Drawn(places[prompt][turn], prompt, nth, read_picture(folder, line))

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.layouts.drawn import Drawn, complete
 
 EACH = 4  # pictures of each prompt
@@ -34,7 +35,7 @@ def read_metadata(path: Path) -> list[dict[str, Any]]:
     lines = _lines(path)
     for number, line in enumerate(lines, 1):
         if not isinstance(line.get("prompt"), str) or line.get("tag") not in TASKS:
-            raise ValueError(f"{path}, line {number}: needs a prompt, and a tag that is one of {', '.join(TASKS)}")
+            raise UserError(f"{path}, line {number}: needs a prompt, and a tag that is one of {', '.join(TASKS)}")
     return lines
 
 
@@ -44,8 +45,8 @@ def write(folder: Path, metadata: Sequence[Mapping[str, Any]], pictures: Iterabl
     All of it or nothing: ValueError for pictures that are missing or were not asked for, and for a folder that exists.
     """
     if folder.exists():
-        raise ValueError(f"{folder} exists, and nothing is overwritten: choose another folder")
-    with atomic.new_folder(folder) as part:
+        raise UserError(f"{folder} exists, and nothing is overwritten: choose another folder")
+    with files.new_folder(folder) as part:
         for index, line in enumerate(metadata):
             (part / f"{index:05d}" / "samples").mkdir(parents=True)
             (part / f"{index:05d}" / "metadata.jsonl").write_text(json.dumps(line) + "\n")
@@ -65,9 +66,9 @@ def results(path: Path) -> dict[str, Any]:
     for number, line in enumerate(lines, 1):
         wrong = [name for name, kind in FIELDS.items() if not isinstance(line.get(name), kind)]
         if wrong or line["tag"] not in TASKS:
-            raise ValueError(f"{path}, line {number}: no result of GenEval; see {', '.join(wrong) or 'tag'}")
+            raise UserError(f"{path}, line {number}: no result of GenEval; see {', '.join(wrong) or 'tag'}")
     if len({line["filename"] for line in lines}) < len(lines):
-        raise ValueError(f"{path} scores a picture more than once: {len(lines)} lines; has it two runs' results?")
+        raise UserError(f"{path} scores a picture more than once: {len(lines)} lines; has it two runs' results?")
     tasks = {task: _accuracy([line["correct"] for line in lines if line["tag"] == task]) for task in TASKS}
     of_prompts: dict[str, bool] = {}
     for line in lines:
@@ -94,7 +95,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON object on each line ({error})") from error
+        raise UserError(f"{path}: not a JSON object on each line ({error})") from error
     if not lines or not all(isinstance(line, dict) for line in lines):
-        raise ValueError(f"{path}: not a JSON object on each line")
+        raise UserError(f"{path}: not a JSON object on each line")
     return lines

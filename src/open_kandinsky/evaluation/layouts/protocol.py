@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from open_kandinsky.claims import Claims, share
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.leases import Leases, share
 from open_kandinsky.evaluation.asked import DRAWING, Asked
 from open_kandinsky.evaluation.blocks import png
 from open_kandinsky.evaluation.layouts import geneval, t2i_compbench
@@ -51,7 +52,7 @@ class LayoutProtocol:
         """What was done, and what to do next."""
         if (self.prompts is None) == (self.results is None):
             told = "give protocol.prompts=FILE to draw, or protocol.results=PATH to read what its program found"
-            raise ValueError(f"protocol={self.name}: {told}")
+            raise UserError(f"protocol={self.name}: {told}")
         return self.draw(asked, Path(self.prompts)) if self.prompts else self.read(asked, Path(str(self.results)))
 
     def draw(self, asked: Asked, prompts: Path) -> str:
@@ -61,16 +62,16 @@ class LayoutProtocol:
         texts = [benchmark.prompt(item) for item in items for _ in range(benchmark.each)]
         folder, size = asked.out / self.name, min(asked.block, len(texts))
         samples = Samples(asked.out / "pictures", texts, asked.subject, seeds="independent", size=size)
-        samples.draw(len(texts), Claims(asked.out / "claims" / "pictures"))
+        samples.draw(len(texts), Leases(asked.out / "claims" / "pictures"))
         laid = Laid(folder, lambda: benchmark.write(folder, items, drawn(samples, benchmark.each)))
-        share([laid], Claims(asked.out / "claims" / "layout"), seen=lambda: None)
+        share([laid], Leases(asked.out / "claims" / "layout"), seen=lambda: None)
         return f"drawn: {folder}\nscore it by {self.name}'s own program, then: protocol.results=PATH"
 
     def read(self, asked: Asked, results: Path) -> str:
         """ValueError where there are metrics already."""
         path = asked.out / METRICS
         if path.exists():
-            raise ValueError(f"out={asked.out} holds metrics already, and none are overwritten: choose another folder")
+            raise UserError(f"out={asked.out} holds metrics already, and none are overwritten: choose another folder")
         found = BENCHMARKS[self.name].results(results)
         weights = dict(asked.subject.weights_sha256)
         made = {"weights_sha256": weights, "versions": versions(), "made": {"commit": commit()}}

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.layouts.drawn import Drawn, complete
 
 EACH = 10  # pictures of each prompt; 3-in-1 is written for no other number
@@ -48,7 +49,7 @@ def read_prompts(path: Path) -> list[str]:
     lines = path.read_text(encoding="utf-8").split("\n")
     prompts = [prompt for line in lines if (prompt := line.split("\t")[0].strip())]
     if not prompts:
-        raise ValueError(f"{path}: holds no prompt")
+        raise UserError(f"{path}: holds no prompt")
     return prompts
 
 
@@ -60,17 +61,17 @@ def write(folder: Path, prompts: Sequence[str], pictures: Iterable[Drawn], *, ea
     no name, and for a folder that exists.
     """
     if folder.exists():
-        raise ValueError(f"{folder} exists, and nothing is overwritten: choose another folder")
+        raise UserError(f"{folder} exists, and nothing is overwritten: choose another folder")
     repeated = [prompt for prompt in prompts for _ in range(each)]
     listed = [
         {"question_id": number, "file": file_name(prompt, number), "prompt": prompt}
         for number, prompt in enumerate(repeated)
     ]
-    with atomic.new_folder(folder) as part:
+    with files.new_folder(folder) as part:
         (part / "samples").mkdir()
         for picture in complete(pictures, prompts, each):
             (part / "samples" / listed[picture.index * each + picture.nth]["file"]).write_bytes(picture.png)
-        atomic.write(part / NAMES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in listed))
+        files.write(part / NAMES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in listed))
 
 
 def in_a_name(prompt: str) -> str:
@@ -84,7 +85,7 @@ def file_name(prompt: str, number: int) -> str:
     length = len(name.encode())
     if name.startswith("_") or "\0" in name or length > LONGEST:
         limit = f"a name is its words and a number, in at most {LONGEST} bytes; this one has {length}"
-        raise ValueError(f"the prompt {prompt[:80]!r} cannot be a file's name: {limit}")
+        raise UserError(f"the prompt {prompt[:80]!r} cannot be a file's name: {limit}")
     return name
 
 
@@ -98,7 +99,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     found = {name: _place(folder, name) for name in PLACES}
     scores = {name: score(path, wanted) for name, path in found.items() if path is not None}
     if not scores:
-        raise ValueError(f"{folder}: no vqa_result.json in any of {', '.join(sorted(sum(PLACES.values(), ())))}")
+        raise UserError(f"{folder}: no vqa_result.json in any of {', '.join(sorted(sum(PLACES.values(), ())))}")
     return scores
 
 
@@ -107,12 +108,12 @@ def score(path: Path, pictures: int | None = None) -> dict[str, Any]:
     try:
         answers = [(int(line["question_id"]), float(line["answer"])) for line in json.loads(path.read_text())]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: not a list of question_id and answer ({error})") from error
+        raise UserError(f"{path}: not a list of question_id and answer ({error})") from error
     numbers, values = {number for number, _ in answers}, [value for _, value in answers]
     if not answers or len(numbers) < len(answers) or not all(map(math.isfinite, values)):
-        raise ValueError(f"{path}: its {len(answers)} answers are none, not finite, or several to one picture")
+        raise UserError(f"{path}: its {len(answers)} answers are none, not finite, or several to one picture")
     if pictures is not None and numbers != set(range(pictures)):
-        raise ValueError(f"{path}: {len(answers):,} answers for {pictures:,} pictures; was it written for others?")
+        raise UserError(f"{path}: {len(answers):,} answers for {pictures:,} pictures; was it written for others?")
     return {"score": math.fsum(values) / len(values), "n": len(values)}
 
 

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from open_kandinsky.choices import chosen
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.suggest import lookup
 from open_kandinsky.data.transforms import ClipPixels, to_tensor
 from open_kandinsky.evaluation.coco.preparation import Preparation
 from open_kandinsky.evaluation.scoring.features import Extractor
@@ -50,7 +51,7 @@ class InceptionFeatures:
     """`pool` [b 2048] and `logits` [b 1008] of the 2015 Inception; how a picture enters it is one of INPUT_PATHS."""
 
     def __init__(self, *, shelf: Shelf, input_path: str) -> None:
-        chosen("input_path", input_path, INPUT_PATHS)
+        lookup("input_path", input_path, INPUT_PATHS)
         self.shelf, self.input_path = shelf, input_path
         self.name = f"inception_{input_path}"
 
@@ -208,7 +209,7 @@ def published_clip(model: str, pretrained: str) -> Published:
     cfg = open_clip.get_pretrained_cfg(model, pretrained)
     if not cfg:
         there = sorted(tag for name, tag in open_clip.list_pretrained() if name == model)
-        raise ValueError(f"open_clip has no {model} pretrained as {pretrained}; it has {', '.join(there) or 'none'}")
+        raise UserError(f"open_clip has no {model} pretrained as {pretrained}; it has {', '.join(there) or 'none'}")
     what = f"open_clip's {model} ({pretrained})"
     if url := cfg.get("url"):
         digest, file = url.split("/")[-2:]
@@ -232,7 +233,7 @@ def clip_state(found: Found) -> Mapping[str, Tensor]:
 def stacked(images: Sequence[Image.Image]) -> Tensor:
     """uint8 [b 3 h w]. ValueError where sizes differ."""
     if len(sizes := {image.size for image in images}) > 1:
-        raise ValueError(f"pictures of {len(sizes)} sizes, {sorted(sizes)[:2]} among them: the protocol sets no size")
+        raise UserError(f"pictures of {len(sizes)} sizes, {sorted(sizes)[:2]} among them: the protocol sets no size")
     return torch.stack([to_tensor(image) for image in images])
 
 

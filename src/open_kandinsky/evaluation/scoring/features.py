@@ -19,8 +19,9 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from open_kandinsky import atomic
-from open_kandinsky.claims import Claims, share
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.leases import Leases, share
 from open_kandinsky.evaluation.blocks import Block
 from open_kandinsky.evaluation.hashes import json_sha256
 
@@ -67,7 +68,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """One extractor's features of the first `n` of a set of pictures, in the folder `out`, with claims beside them."""
+    """One extractor's features of the first `n` of a set of pictures, in the folder `out`, with leases beside them."""
 
     out: Path
     pictures: Pictures
@@ -75,10 +76,10 @@ class Features:
     n: int
 
     def extract(self) -> None:
-        claims = Claims(self.out / "claims" / f"{self.pictures.name}-{self.folder.name}")
+        leases = Leases(self.out / "claims" / f"{self.pictures.name}-{self.folder.name}")
         units = [Extracted(self, block) for block in self.pictures.of(self.n)]
         with tqdm(total=len(units), desc=f"{self.pictures.name}: {self.extractor.name}", unit="block") as bar:
-            share(units, claims, seen=bar.update)
+            share(units, leases, seen=bar.update)
 
     def gathered(self) -> dict[str, Tensor]:
         """By name, [n d], in the pictures' order. ValueError where features are not finite."""
@@ -87,7 +88,7 @@ class Features:
         for name, x in whole.items():
             if rows := (~x.isfinite().all(1)).nonzero().flatten().tolist():
                 told = f"{self.extractor.name}: features of {len(rows)} {self.pictures.name} pictures are not finite"
-                raise ValueError(f"{told}, {rows[:8]} among them: look at those pictures ({name})")
+                raise UserError(f"{told}, {rows[:8]} among them: look at those pictures ({name})")
         return whole
 
     def converted(self) -> Counter[str]:
@@ -135,7 +136,7 @@ class Extracted:
         pictures = self.features.pictures
         found = self.features.extractor(pictures.pictures(self.block), pictures.captions(self.block))
         about = {"source": pictures.source(self.block), "converted": json.dumps(pictures.converted(self.block))}
-        atomic.write_tensors(self.path, {name: x.contiguous() for name, x in found.items()}, about)
+        files.write_tensors(self.path, {name: x.contiguous() for name, x in found.items()}, about)
 
     def read(self) -> dict[str, Tensor]:
         with safe_open(self.path, "pt") as file:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.metrics.clip_score import clip_score
 from open_kandinsky.metrics.frechet_check import cross_checked
 from open_kandinsky.metrics.inception_score import inception_score
@@ -83,9 +84,9 @@ SCORES = {
 def named(metrics: Sequence[str]) -> dict[str, Score]:
     """ValueError for a score that there is not."""
     if unknown := [name for name in metrics if name not in SCORES]:
-        raise ValueError(f"metrics: no score is called {unknown[0]!r}; there are {', '.join(SCORES)}")
+        raise UserError(f"metrics: no score is called {unknown[0]!r}; there are {', '.join(SCORES)}")
     if not metrics:
-        raise ValueError(f"metrics=[]: nothing to compute; there are {', '.join(SCORES)}")
+        raise UserError(f"metrics=[]: nothing to compute; there are {', '.join(SCORES)}")
     return {name: SCORES[name] for name in metrics}
 
 

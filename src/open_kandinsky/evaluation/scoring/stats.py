@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.scoring.scores import SMALL, Score, Set
 from open_kandinsky.metrics.frechet import Moments, frechet_from_moments, moments
 
@@ -46,7 +47,7 @@ def write(path: Path, features: Tensor, about: Mapping[str, Any]) -> None:
     mean, cov = moments(features)
     data = io.BytesIO()
     np.savez(data, mu=mean.numpy(), sigma=cov.numpy(), n=len(features), about=json.dumps(about, sort_keys=True))
-    atomic.write(path, data.getvalue())
+    files.write(path, data.getvalue())
 
 
 def read(path: Path, wanted: Mapping[str, Any], *, accept_unknown: bool) -> Moments:
@@ -56,9 +57,9 @@ def read(path: Path, wanted: Mapping[str, Any], *, accept_unknown: bool) -> Mome
             mu, sigma = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
             told = json.loads(str(file[ABOUT])) if ABOUT in file else None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"real_stats={path}: no npz of mu and sigma ({error})") from error
+        raise UserError(f"real_stats={path}: no npz of mu and sigma ({error})") from error
     if told is None and not accept_unknown:
-        raise ValueError(f"real_stats={path}: does not say what it is of; accept_unknown_stats=true takes it as it is")
+        raise UserError(f"real_stats={path}: does not say what it is of; accept_unknown_stats=true takes it as it is")
     if told is not None and told != json.loads(json.dumps(wanted)):
-        raise ValueError(f"real_stats={path}: of {told}, where this protocol compares with {dict(wanted)}")
+        raise UserError(f"real_stats={path}: of {told}, where this protocol compares with {dict(wanted)}")
     return Moments(mu, sigma)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.samples import exactly
 from open_kandinsky.evaluation.selfcheck.golden import Golden, Measured
 
@@ -74,7 +75,7 @@ def run(checks: Sequence[Check], *, seen: Callable[[Result], object]) -> list[Re
     """
     found = [hindrance(check) for check in checks]
     if None not in found and any(one is not None and one.offline for one in found):
-        raise ValueError(no_network(checks, [one for one in found if one is not None]))
+        raise UserError(no_network(checks, [one for one in found if one is not None]))
     exactly()
     results = []
     for check, stopped in zip(checks, found, strict=True):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.coco import Coco
 from open_kandinsky.evaluation.coco.pictures import Real
 from open_kandinsky.evaluation.coco.protocol import Protocol
@@ -45,7 +46,7 @@ class FidOfDrawn:
 
     def fetch(self) -> None:
         if (there := len(self.drawn.paths)) != self.n:
-            raise ValueError(f"{self.folder}: {there:,} PNGs, {self.n:,} were published; to be put there by hand")
+            raise UserError(f"{self.folder}: {there:,} PNGs, {self.n:,} were published; to be put there by hand")
         self.real_set()
         with fetching(INCEPTION):
             _ = Prepared(self.protocol.inception, self.protocol.real).weights
@@ -53,10 +54,10 @@ class FidOfDrawn:
     def real_set(self) -> Coco:
         """ValueError where it is not whole."""
         if self.coco is None:
-            raise ValueError("coco=null: give the folder of val2014, as `make coco` leaves it")
+            raise UserError("coco=null: give the folder of val2014, as `make coco` leaves it")
         coco = Coco.open(self.coco)
         if (there := len(coco.images)) != self.n_real:
-            raise ValueError(f"coco={self.coco}: {there:,} pictures, where the published number is of {self.n_real:,}")
+            raise UserError(f"coco={self.coco}: {there:,} pictures, where the published number is of {self.n_real:,}")
         return coco
 
     def measure(self) -> float:

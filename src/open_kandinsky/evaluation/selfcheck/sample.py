@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.coco.download import Archive, difference, download
 from open_kandinsky.evaluation.selfcheck.check import Wanted, hashed
 from open_kandinsky.weights import store
@@ -38,7 +39,7 @@ class Sample:
             if not path.is_file():
                 download(file, path)
             elif wrong := difference(path, file):
-                raise ValueError(f"{path}: {wrong}; nothing is overwritten: remove it to fetch it again")
+                raise UserError(f"{path}: {wrong}; nothing is overwritten: remove it to fetch it again")
 
     def unpublished(self) -> dict[str, str]:
         """SHA-256, as found, of the files that none is published of."""
@@ -55,4 +56,4 @@ def picture(path: Path) -> Image.Image:
         with Image.open(path, formats=FORMATS) as image:
             return image.convert("RGB")
     except OSError as error:
-        raise ValueError(f"{path}: no picture ({error}); remove it to fetch it again") from error
+        raise UserError(f"{path}: no picture ({error}); remove it to fetch it again") from error

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from urllib.error import URLError
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.scoring.extractors import Shelf, published_clip
 from open_kandinsky.evaluation.selfcheck.check import Wanted, hashed
 from open_kandinsky.evaluation.selfcheck.golden import Digest
@@ -53,7 +54,7 @@ def evaluators(*, shelf: Shelf, clip: Mapping[str, str]) -> list[WeightsFile]:
     """
     clips = {f"{model} ({by})": published_clip(model, by) for model, by in clip.items()}
     if bare := [name for name, file in clips.items() if not file.sha256]:
-        raise ValueError(f"clip: of {bare[0]} no hash is published, so there is nothing to check it by; leave it out")
+        raise UserError(f"clip: of {bare[0]} no hash is published, so there is nothing to check it by; leave it out")
     return [WeightsFile(shelf, file) for file in (*EVALUATORS, *clips.values())]
 
 

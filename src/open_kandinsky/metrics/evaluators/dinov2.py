@@ -9,6 +9,8 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from open_kandinsky.core.errors import UserError
+
 SIZE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of [0, 1]
 Resize = Callable[[UInt8[Tensor, "b 3 h w"], int], Float32[Tensor, "b 3 s s"]]
@@ -56,7 +58,7 @@ def load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         network.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
         told = "these are not the weights of DINOv2 that were asked for"
-        raise ValueError(f"{told}; {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{told}; {' '.join(str(error).split())[:200]}") from error
 
 
 def positions(pos_embed: Float[Tensor, "1 n d"], grid: int) -> Float[Tensor, "1 m d"]:

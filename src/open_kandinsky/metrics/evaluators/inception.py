@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity import feature_extractor_inceptionv3 as layers
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.metrics.evaluators import resize
 
 SIZE = 299
@@ -77,7 +78,7 @@ class Inception(nn.Module):
             self.load_state_dict(dict(state))
         except RuntimeError as error:
             told = "these are not the weights of FID's Inception, as torch-fidelity and pytorch-fid publish them"
-            raise ValueError(f"{told}; {' '.join(str(error).split())[:200]}") from error
+            raise UserError(f"{told}; {' '.join(str(error).split())[:200]}") from error
 
     def train(self, mode: bool = True) -> "Inception":
         return super().train(False)

@@ -7,6 +7,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS
 
+from open_kandinsky.core.errors import UserError
+
 
 class LPIPS(nn.Module):
     """Frozen, and always in eval mode. `state` is torchvision's published VGG16; None leaves it random, for tests.
@@ -30,7 +32,7 @@ class LPIPS(nn.Module):
             self.net.net.load_state_dict(names)
         except (KeyError, RuntimeError) as error:
             told = "these are not the weights of VGG16, as torchvision publishes them"
-            raise ValueError(f"{told}; {' '.join(str(error).split())[:200]}") from error
+            raise UserError(f"{told}; {' '.join(str(error).split())[:200]}") from error
 
     def train(self, mode: bool = True) -> "LPIPS":
         return super().train(False)

@@ -5,6 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
+from open_kandinsky.core.errors import UserError
+
 
 class BinnedMean(Metric):
     """Sums and counts of values by the bin that their timestep t falls into; sums alone, so processes add up.
@@ -19,7 +21,7 @@ class BinnedMean(Metric):
     def __init__(self, *, bins: int, T: int) -> None:
         super().__init__()
         if not 1 <= bins <= T:
-            raise ValueError(f"bins={bins} of T={T} timesteps: give 1 to {T}")
+            raise UserError(f"bins={bins} of T={T} timesteps: give 1 to {T}")
         self.bins, self.T = bins, T
         self.add_state("total", torch.zeros(bins, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("n", torch.zeros(bins, dtype=torch.long), dist_reduce_fx="sum")

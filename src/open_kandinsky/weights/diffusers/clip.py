@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights.diffusers.config import NETWORKS, Config, expect, refuse_other
 from open_kandinsky.weights.keymap import Change, KeyMap, Rule, Rules, State, renamed, stacked, under
 from open_kandinsky.weights.part import Picked
@@ -90,7 +91,7 @@ def clip(text: Config, vision: Config, where: str) -> dict[str, Any]:
     expect(text, where, vocab_size=49408)
     same = [(tower["projection_dim"], tower["hidden_act"]) for tower in (text, vision)]
     if same[0] != same[1] or same[0][1] not in ("gelu", "quick_gelu"):
-        raise ValueError(f"{where}: projection_dim and hidden_act of text are {same[0]}, of images {same[1]}")
+        raise UserError(f"{where}: projection_dim and hidden_act of text are {same[0]}, of images {same[1]}")
     width, heads = vision["hidden_size"], vision["num_attention_heads"]
     sides = {"image_size": vision["image_size"], "patch_size": vision["patch_size"], "head_width": width // heads}
     return {
@@ -128,7 +129,7 @@ def as_clip(ours: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     made[1] |= {"num_attention_heads": made[1]["hidden_size"] // head_width}
     made[1] |= {name: vision.pop(name) for name in ("image_size", "patch_size")}
     if stray := [*text, *vision]:
-        raise ValueError(f"transformers' CLIP has no {stray[0]!r}, which this one's config.yaml gives")
+        raise UserError(f"transformers' CLIP has no {stray[0]!r}, which this one's config.yaml gives")
     return made[0], made[1]
 
 

@@ -7,6 +7,8 @@ the value found and the one expected.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from open_kandinsky.core.errors import UserError
+
 Config = Mapping[str, Any]
 IMAGE_TOKENS = {"text_image_proj": 10, "image_proj": 32}  # diffusers' classes know no other number
 NETWORKS = "open_kandinsky.networks"
@@ -20,7 +22,7 @@ def expect(cfg: Config, where: str, **expected: Any) -> None:
     """ValueError for a value that is there and is another; a key that is not there has its class's default."""
     for key, value in expected.items():
         if cfg.get(key, value) != value:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {key} is {cfg[key]!r}; only {value!r} is known here, so these are not Kandinsky's"
             )
 
@@ -48,7 +50,7 @@ def as_prior(ours: Config) -> dict[str, Any]:
     """ValueError for another network than DiffusionPrior, and for text states of another width than the image's."""
     refuse_other(ours, "prior.DiffusionPrior", "PriorTransformer")
     if ours["text_width"] != ours["image_dim"]:
-        raise ValueError(
+        raise UserError(
             f"PriorTransformer has one width; found text_width {ours['text_width']}, image {ours['image_dim']}"
         )
     return {
@@ -93,7 +95,7 @@ def latent_channels(cfg: Config, where: str) -> int:
     ins, outs = cfg["in_channels"], cfg["out_channels"]
     latent = ins if ins % 2 == 0 else (ins - 1) // 2
     if outs not in (latent, 2 * latent):
-        raise ValueError(f"{where}: out_channels is {outs}; expected {latent}, or {2 * latent} with a variance")
+        raise UserError(f"{where}: out_channels is {outs}; expected {latent}, or {2 * latent} with a variance")
     return latent
 
 
@@ -107,7 +109,7 @@ def condition(cfg: Config, where: str, emb: int) -> dict[str, Any]:
         sizes, target = sizes | {"image_dim": cfg["encoder_hid_dim"]}, "ImageCondition"
     else:
         known = "text_image_proj and text_image (Kandinsky 2.1), image_proj and image (2.2)"
-        raise ValueError(f"{where}: conditioned by {kinds[0]} and {kinds[1]}; known are {known}")
+        raise UserError(f"{where}: conditioned by {kinds[0]} and {kinds[1]}; known are {known}")
     count = cfg.get("image_tokens", IMAGE_TOKENS[cfg["encoder_hid_dim_type"]])
     return {"_target_": f"{NETWORKS}.condition.{target}", "image_tokens": count, **sizes}
 
@@ -150,7 +152,7 @@ def as_condition(ours: Config) -> dict[str, Any]:
         refuse_other(ours, "condition.TextImageCondition", "UNet2DConditionModel")
         if not ours["image_dim"] == ours["text_dim"] == ours["context"]:
             widths = f"image_dim {ours['image_dim']}, text_dim {ours['text_dim']}, context {ours['context']}"
-            raise ValueError(f"UNet2DConditionModel has one width for what conditions it; found {widths}")
+            raise UserError(f"UNet2DConditionModel has one width for what conditions it; found {widths}")
         found = {"encoder_hid_dim": ours["text_width"], "encoder_hid_dim_type": "text_image_proj"}
         found |= {"addition_embed_type": "text_image"}
     return found
@@ -199,7 +201,7 @@ def as_movq(ours: Config, sample_size: int) -> dict[str, Any]:
 
 def multipliers(widths: Sequence[int], where: str) -> list[int]:
     if any(width % widths[0] for width in widths):
-        raise ValueError(f"{where}: block_out_channels are {list(widths)}; each is expected a multiple of the first")
+        raise UserError(f"{where}: block_out_channels are {list(widths)}; each is expected a multiple of the first")
     return [width // widths[0] for width in widths]
 
 
@@ -208,15 +210,15 @@ def attention_levels(cfg: Config, where: str, attend: Mapping[str, str], plain: 
     down, up = cfg["down_block_types"], cfg["up_block_types"]
     for side, found in (("down", down), ("up", up)):
         if stray := set(found) - {attend[side], plain[side]}:
-            raise ValueError(f"{where}: {side}_block_types has {min(stray)!r}; known: {attend[side]}, {plain[side]}")
+            raise UserError(f"{where}: {side}_block_types has {min(stray)!r}; known: {attend[side]}, {plain[side]}")
     levels = [i for i, kind in enumerate(down) if kind == attend["down"]]
     if levels != [i for i, kind in enumerate(up[::-1]) if kind == attend["up"]]:
-        raise ValueError(f"{where}: up_block_types attend at other levels than down_block_types, {down} and {up}")
+        raise UserError(f"{where}: up_block_types attend at other levels than down_block_types, {down} and {up}")
     return levels
 
 
 def refuse_other(ours: Config, target: str, theirs: str) -> None:
     if ours["_target_"] != f"{NETWORKS}.{target}":
-        raise ValueError(
+        raise UserError(
             f"{ours['_target_']}: diffusers has no such network; {theirs} is our {target}. Use layout=native"
         )

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights import store
 from open_kandinsky.weights.diffusers import clip, config, fold, keys, multilingual, notes, scheduler
 from open_kandinsky.weights.diffusers.tokenizer import write_image_processor, write_json, write_tokenizer
@@ -52,7 +53,7 @@ def write(out: Path, read: Read, tokenizer: Path | None) -> None:
     reasons = list(notes.not_stock(decoder.network, tokenizer is not None))
     if not reasons:
         write_json(out / "decoder" / "model_index.json", decoder_index(decoder, version))
-    atomic.write(out / "README.md", notes.readme(reasons, version, decoder.config, side))
+    files.write(out / "README.md", notes.readme(reasons, version, decoder.config, side))
 
 
 def write_prior(out: Path, prior: Weights, version: str) -> None:
@@ -88,9 +89,7 @@ def write_movq(out: Path, movq: Weights, decoder: Weights) -> None:
     """The decoder's statistics go into it. ValueError for a MoVQ whose latents are quantised."""
     network = movq.network
     if network["quantise_latents"]:
-        raise ValueError(
-            "quantise_latents is true; diffusers' Kandinsky decodes latents as they are. Use layout=native"
-        )
+        raise UserError("quantise_latents is true; diffusers' Kandinsky decodes latents as they are. Use layout=native")
     structure = {"blocks": network["blocks"], "attention_levels": network["attention_levels"]}
     rules = keys.movq(levels=len(network["multipliers"]), **structure)
     state = fold.standardised(movq.state, decoder.state["standardise.mean"], decoder.state["standardise.std"])
@@ -122,7 +121,7 @@ def write_text(out: Path, text: Weights, tokenizer: Path) -> None:
     theirs = KeyMap(multilingual.rules(text.state), text.state).to_theirs(text.state)
     store.write(out / "text_encoder" / TRANSFORMER, theirs, {"format": "pt"})
     for file in tokenizer_files(tokenizer):
-        atomic.write(out / "tokenizer" / file.name, file.read_bytes())
+        files.write(out / "tokenizer" / file.name, file.read_bytes())
 
 
 def tokenizer_files(folder: Path) -> Iterator[Path]:

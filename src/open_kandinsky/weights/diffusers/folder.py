@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights import store
 from open_kandinsky.weights.diffusers import clip, config, keys, multilingual, scheduler
 from open_kandinsky.weights.keymap import KeyMap, Rules, State
@@ -124,13 +125,13 @@ def read_config(place: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; it is part of diffusers' folder of a pipeline: fetch it again")
+        raise UserError(f"{path}: no such file; it is part of diffusers' folder of a pipeline: fetch it again")
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error}); fetch it again") from error
+        raise UserError(f"{path}: damaged ({error}); fetch it again") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: no config, which is a JSON object; found: {type(found).__name__}")
+        raise UserError(f"{path}: no config, which is a JSON object; found: {type(found).__name__}")
     return found
 
 
@@ -154,7 +155,7 @@ def weights_of(place: Path) -> list[Path]:
     found = weights(place)
     if not found:
         there = sorted(path.name for path in place.iterdir())[:6] if place.is_dir() else "no such folder"
-        raise ValueError(f"{place}: holds none of {', '.join(FILES)}; found: {there}. Fetch its weights")
+        raise UserError(f"{place}: holds none of {', '.join(FILES)}; found: {there}. Fetch its weights")
     return found
 
 

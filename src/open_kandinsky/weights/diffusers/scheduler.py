@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from open_kandinsky.core.errors import UserError
+
 Config = Mapping[str, Any]
 DIFFUSION = "open_kandinsky.diffusion"
 LINEAR, COSINE = f"{DIFFUSION}.schedule.linear", f"{DIFFUSION}.schedule.cosine"
@@ -25,9 +27,9 @@ def diffusion(cfg: Config, where: str, *, with_variance: bool) -> dict[str, Any]
     """`stage` and `sampling` of a part. ValueError for a scheduler that is none of Kandinsky's and cannot be ours."""
     name = cfg.get("_class_name")
     if name not in SAMPLERS:
-        raise ValueError(f"{where}: {name} is not known; known are {', '.join(SAMPLERS)}")
+        raise UserError(f"{where}: {name} is not known; known are {', '.join(SAMPLERS)}")
     if cfg.get("rescale_betas_zero_snr"):
-        raise ValueError(f"{where}: rescale_betas_zero_snr is true; no schedule of ours is made so")
+        raise UserError(f"{where}: rescale_betas_zero_snr is true; no schedule of ours is made so")
     mean = parameterisation(cfg, where)
     stage = {"alpha_bar": alpha_bar(cfg, where), "parameterisation": mean}
     if with_variance:
@@ -37,7 +39,7 @@ def diffusion(cfg: Config, where: str, *, with_variance: bool) -> dict[str, Any]
 
 def alpha_bar(cfg: Config, where: str) -> dict[str, Any]:
     if cfg.get("trained_betas") is not None:
-        raise ValueError(f"{where}: trained_betas are given; schedules here are linear or cosine (squaredcos_cap_v2)")
+        raise UserError(f"{where}: trained_betas are given; schedules here are linear or cosine (squaredcos_cap_v2)")
     T = cfg.get("num_train_timesteps", 1000)
     default = "squaredcos_cap_v2" if cfg["_class_name"] == "UnCLIPScheduler" else "linear"
     name = cfg.get("beta_schedule", default)
@@ -46,14 +48,14 @@ def alpha_bar(cfg: Config, where: str) -> dict[str, Any]:
         return {"_target_": LINEAR, "T": T, **betas}
     if name == "squaredcos_cap_v2":
         return {"_target_": COSINE, "T": T, **COSINE_NUMBERS}
-    raise ValueError(f"{where}: beta_schedule is {name!r}; known are 'linear' and 'squaredcos_cap_v2'")
+    raise UserError(f"{where}: beta_schedule is {name!r}; known are 'linear' and 'squaredcos_cap_v2'")
 
 
 def parameterisation(cfg: Config, where: str) -> dict[str, Any]:
     default = "sample" if cfg["_class_name"] == "UnCLIPScheduler" else "epsilon"
     name = cfg.get("prediction_type", default)
     if name not in PREDICTIONS:
-        raise ValueError(f"{where}: prediction_type is {name!r}; known are {', '.join(PREDICTIONS)}")
+        raise UserError(f"{where}: prediction_type is {name!r}; known are {', '.join(PREDICTIONS)}")
     return {"_target_": f"{DIFFUSION}.parameterisation.{PREDICTIONS[name]}"}
 
 
@@ -63,7 +65,7 @@ def variance(cfg: Config, where: str) -> str:
         return "LearnedRange"
     name = cfg.get("variance_type", "fixed_small")
     if name not in VARIANCES:
-        raise ValueError(f"{where}: variance_type is {name!r}; known are {', '.join(VARIANCES)}")
+        raise UserError(f"{where}: variance_type is {name!r}; known are {', '.join(VARIANCES)}")
     return VARIANCES[name]
 
 
@@ -77,7 +79,7 @@ def as_prior_scheduler(stage: Config, sampling: Config) -> dict[str, Any]:
     """UnCLIPScheduler's. ValueError for what KandinskyPriorPipeline does not do: anything but cosine and x_0."""
     found = stage["alpha_bar"]
     if {**found, "T": 0} != {"_target_": COSINE, "T": 0, **COSINE_NUMBERS} or predicts(stage) != "sample":
-        raise ValueError(f"UnCLIPScheduler has the cosine schedule and predicts x_0; found {dict(stage)}")
+        raise UserError(f"UnCLIPScheduler has the cosine schedule and predicts x_0; found {dict(stage)}")
     return {
         "_class_name": "UnCLIPScheduler",
         "beta_schedule": "squaredcos_cap_v2",
@@ -96,7 +98,7 @@ def as_decoder_scheduler(stage: Config, sampling: Config) -> dict[str, Any]:
     """
     found = stage["alpha_bar"]
     if found["_target_"] != LINEAR:
-        raise ValueError(f"the decoder's schedule is {found['_target_']}; diffusers' Kandinsky has a linear one")
+        raise UserError(f"the decoder's schedule is {found['_target_']}; diffusers' Kandinsky has a linear one")
     unused = stage["parameterisation"]["_target_"].endswith(".UnusedRange")
     own = {"_class_name": "DDPMScheduler", "variance_type": "fixed_small"} if unused else OF_DDIM
     return {

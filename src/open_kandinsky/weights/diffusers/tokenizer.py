@@ -7,7 +7,7 @@ from typing import Any
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.tokenizer import SimpleTokenizer
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -20,8 +20,8 @@ def write_tokenizer(folder: Path, length: int) -> None:
     merges = sorted(own.bpe_ranks, key=lambda pair: own.bpe_ranks[pair])
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     facts = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True, **special}
-    atomic.write(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
-    atomic.write(folder / "merges.txt", "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
+    files.write(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
+    files.write(folder / "merges.txt", "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
     write_json(folder / "tokenizer_config.json", facts)
     write_json(folder / "special_tokens_map.json", special)
 
@@ -47,4 +47,4 @@ def write_image_processor(folder: Path, side: int) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    atomic.write(path, json.dumps(value, indent=2) + "\n")
+    files.write(path, json.dumps(value, indent=2) + "\n")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights import store
 from open_kandinsky.weights.diffusers import folder as hugging
 from open_kandinsky.weights.kandinsky21 import keys, movqgan, structure
@@ -104,12 +105,12 @@ def understood(path: Path, read: Callable[[State], dict[str, Any]]) -> dict[str,
         return read(state)
     except (KeyError, ValueError, ZeroDivisionError, IndexError) as error:
         near = ", ".join(sorted(state)[:3])
-        raise ValueError(f"{path}: not the {read.__name__} of Kandinsky 2.1: {error}; it begins with {near}") from error
+        raise UserError(f"{path}: not the {read.__name__} of Kandinsky 2.1: {error}; it begins with {near}") from error
 
 
 def read_statistics(path: Path) -> dict[str, torch.Tensor]:
     """CLIP's mean and standard deviation over the training set, by the names that the rules know."""
     found = store.unpickled(path)
     if not isinstance(found, tuple | list) or len(found) != 2 or not all(isinstance(x, torch.Tensor) for x in found):
-        raise ValueError(f"{path}: expected a pair of tensors, mean and std; found {type(found).__name__}")
+        raise UserError(f"{path}: expected a pair of tensors, mean and std; found {type(found).__name__}")
     return {name: x.float() for name, x in zip(keys.STATISTICS, found, strict=True)}

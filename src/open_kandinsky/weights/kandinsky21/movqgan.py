@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights.keymap import State
 from open_kandinsky.weights.part import Picked
 
@@ -24,15 +25,15 @@ def ema(checkpoint: State) -> Picked:
     ValueError where there is no average, or not one of each weight.
     """
     if not any(key.startswith(AVERAGES) for key in checkpoint):
-        raise ValueError("weights_of=ema, but these hold no ema_encoder, ema_decoder, ...: take weights_of=raw")
+        raise UserError("weights_of=ema, but these hold no ema_encoder, ema_decoder, ...: take weights_of=raw")
     last, dropped = raw(checkpoint)
     averages = {key: average_of(key) for key in last}
     if missing := [name for name in averages.values() if name not in checkpoint]:
-        raise ValueError(f"{len(missing)} averaged weights are missing, {missing[0]!r} among them; take weights_of=raw")
+        raise UserError(f"{len(missing)} averaged weights are missing, {missing[0]!r} among them; take weights_of=raw")
     spare = set(dropped) & set(AVERAGES)
     counts = {f"{name}{count}" for name in spare for count in COUNTS}
     if left := [k for k in checkpoint if k.startswith(AVERAGES) and k not in counts and k not in averages.values()]:
-        raise ValueError(f"{len(left)} averaged weights are of no weight, {left[0]!r} among them")
+        raise UserError(f"{len(left)} averaged weights are of no weight, {left[0]!r} among them")
     told = {name: count for name, count in dropped.items() if name not in spare} | {"not averaged": len(last)}
     return Picked({key: checkpoint[name] for key, name in averages.items()}, told)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
 from open_kandinsky.evaluation.hashes import json_sha256
 
 MARK = "wandb.json"
@@ -39,7 +39,7 @@ class Boarded:
         told: dict[str, Any] = {"name": name, "config": about, "job_type": "evaluate"}
         with wandb.init(project=self.project, id=self.id, dir=str(self.out), resume="allow", **told) as run:
             run.log({**self.numbers(), "report": wandb.Html(self.report.read_text(encoding="utf-8"), inject=False)})
-        atomic.write(self.out / MARK, json.dumps({"id": self.id, "project": self.project}))
+        files.write(self.out / MARK, json.dumps({"id": self.id, "project": self.project}))
 
     def numbers(self) -> dict[str, float]:
         """The protocol's own by their names, the others' behind theirs."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.coco.report.page import shown
 from open_kandinsky.evaluation.coco.report.published import TABLE_3
 from open_kandinsky.evaluation.figures import tradeoff
@@ -24,7 +25,7 @@ def compare(folder: Path) -> Path:
     """Write the page of all runs below `folder`; returns its path. ValueError where there are none."""
     runs = found(folder)
     if not runs:
-        raise ValueError(f"{folder}: no {METRICS} below it; nothing to compare")
+        raise UserError(f"{folder}: no {METRICS} below it; nothing to compare")
     write_html(folder / PAGE, page_of(runs))
     return folder / PAGE
 

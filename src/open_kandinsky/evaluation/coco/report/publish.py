@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from open_kandinsky.claims import share
+from open_kandinsky.core.leases import share
 from open_kandinsky.evaluation.coco.report import page
 from open_kandinsky.evaluation.coco.report.board import Boarded
 from open_kandinsky.evaluation.coco.report.caveats import caveats
@@ -26,10 +26,10 @@ LONGEST = 160  # letters of a caption on a sheet
 
 def publish(run: Run, project: str | None) -> str:
     """Write both files, where they are not of these very numbers already; returns the headline."""
-    share([Published(run)], run.claims("report"), seen=lambda: None)
+    share([Published(run)], run.leases("report"), seen=lambda: None)
     found = json.loads((run.out / METRICS).read_text(encoding="utf-8"))
     if project is not None:
-        share([Boarded(run.out, project, found, run.out / REPORT)], run.claims("wandb"), seen=lambda: None)
+        share([Boarded(run.out, project, found, run.out / REPORT)], run.leases("wandb"), seen=lambda: None)
     return f"{headline(found)}\nreport: {run.out / REPORT}"
 
 

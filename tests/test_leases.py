@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from open_kandinsky import atomic
-from open_kandinsky.claims import Claims, share
+from open_kandinsky.core import files
+from open_kandinsky.core.leases import Leases, share
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def notes(folder, n=20):
 
 def shared(units, folder, **options):
     seen = []
-    share(units, Claims(folder / "claims", **options), seen=lambda: seen.append(1), pause=0.01)
+    share(units, Leases(folder / "claims", **options), seen=lambda: seen.append(1), pause=0.01)
     return len(seen)
 
 
@@ -68,7 +68,7 @@ def test_what_is_done_is_seen_and_left_alone(tmp_path):
 def held(folder, name, **owner):
     path = folder / "claims" / f"{name}.claim"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"machine": atomic.machine(), "pid": os.getpid()} | owner))
+    path.write_text(json.dumps({"machine": files.machine(), "pid": os.getpid()} | owner))
     return path
 
 
@@ -100,26 +100,26 @@ def test_another_machines_unit_is_taken_over_once_it_gives_no_sign_of_life(tmp_p
     path = held(tmp_path, "03", machine="elsewhere")
     before = time.time() - idle
     os.utime(path, (before, before))
-    with Claims(tmp_path / "claims", stale=60.0).claim("03") as mine:
+    with Leases(tmp_path / "claims", stale=60.0).take("03") as mine:
         assert mine == taken
 
 
 def test_long_work_is_not_taken_for_dead(tmp_path):
-    claims = Claims(tmp_path / "claims", stale=0.4)
-    with claims.claim("long") as mine:
+    claims = Leases(tmp_path / "claims", stale=0.4)
+    with claims.take("long") as mine:
         assert mine
         path = tmp_path / "claims" / "long.claim"
         path.write_text(json.dumps({"machine": "elsewhere", "pid": 1}))
         time.sleep(1.0)
-        with claims.claim("long") as another:
+        with claims.take("long") as another:
             assert not another
 
 
 def test_a_unit_that_fails_is_given_back(tmp_path):
-    claims = Claims(tmp_path / "claims")
-    with pytest.raises(RuntimeError, match="broken"), claims.claim("a"):
+    claims = Leases(tmp_path / "claims")
+    with pytest.raises(RuntimeError, match="broken"), claims.take("a"):
         raise RuntimeError("broken")
-    with claims.claim("a") as mine:
+    with claims.take("a") as mine:
         assert mine
 
 
@@ -131,7 +131,7 @@ def test_an_owner_that_cannot_be_read_is_judged_by_age(tmp_path, text, idle, tak
     path.write_text(text)
     before = time.time() - idle
     os.utime(path, (before, before))
-    with Claims(tmp_path / "claims", stale=60.0).claim("03") as mine:
+    with Leases(tmp_path / "claims", stale=60.0).take("03") as mine:
         assert mine == taken
 
 
@@ -141,24 +141,24 @@ def test_a_claim_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as failure:
         patch.setattr("json.dump", full)
-        with Claims(tmp_path / "claims").claim("a"):
+        with Leases(tmp_path / "claims").take("a"):
             pass
     assert failure.value.filename.endswith("a.claim") and list((tmp_path / "claims").iterdir()) == []
-    with Claims(tmp_path / "claims").claim("a") as mine:
+    with Leases(tmp_path / "claims").take("a") as mine:
         assert mine
 
 
 def test_who_was_overtaken_does_not_give_back_what_is_anothers(tmp_path):
     """A machine that slept finds its claim taken over: the new owner's stays."""
-    claims = Claims(tmp_path / "claims")
+    claims = Leases(tmp_path / "claims")
     path = tmp_path / "claims" / "a.claim"
-    with claims.claim("a") as mine:
+    with claims.take("a") as mine:
         assert mine
         path.unlink()
-        with claims.claim("a") as other:
+        with claims.take("a") as other:
             assert other
             theirs = path.read_text()
-            with claims.claim("a") as third:
+            with claims.take("a") as third:
                 assert not third
             path.write_text(theirs)
         path.write_text(theirs)

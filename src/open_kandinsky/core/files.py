@@ -25,7 +25,7 @@ _writing: set[str] = set()  # names that this process is writing under now
 
 
 @contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def temporary_path(path: Path) -> Iterator[Path]:
     """Yields a new name in the same folder, under which this process alone writes; what bears it in the end is removed.
 
     The name says who writes, should the process be killed.
@@ -62,7 +62,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Whenever the machine stops, `path` is whole or as it was before. OSError names `path`.
     """
     path = Path(path)
-    with naming(path), beside(path) as part:
+    with naming(path), temporary_path(path) as part:
         yield part
         settle(part, path)
 
@@ -83,7 +83,7 @@ def write(path: str | Path, data: bytes | str) -> None:
 def write_once(path: str | Path, text: str) -> str:
     """The text of a file that the first of several processes writes, and the others read."""
     path = Path(path)
-    with naming(path), beside(path) as part:
+    with naming(path), temporary_path(path) as part:
         part.write_text(text, encoding="utf-8")
         synced(part)
         try:
@@ -102,7 +102,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: M
     from safetensors.torch import save_file  # and torch, which most who write a file have no use for
 
     path = Path(path)
-    with naming(path), beside(path) as folder:
+    with naming(path), temporary_path(path) as folder:
         folder.mkdir()
         save_file(dict(tensors), folder / path.name, dict(metadata) if metadata else None)
         (folder / path.name).chmod(0o666 & ~umask())
@@ -127,7 +127,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     OSError where `path` holds something by then: nothing is overwritten.
     """
     path = Path(path)
-    with beside(path) as part:
+    with temporary_path(path) as part:
         part.mkdir()
         yield part
         for written in [*part.rglob("*"), part]:

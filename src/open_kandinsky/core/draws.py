@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from open_kandinsky.core.distributed import rank_and_world_size
+
 
 class Draws(NamedTuple):
     """Draws for the rows of one process, out of those for the batch of all processes.
@@ -37,3 +39,8 @@ class Draws(NamedTuple):
 
 
 ALONE = Draws(rank=0, processes=1)
+
+
+def process_draws() -> Draws:
+    """The draws of this process."""
+    return Draws(*rank_and_world_size())

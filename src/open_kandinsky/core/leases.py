@@ -1,8 +1,8 @@
-"""Work that any number of processes share through a folder: no ranks, no collectives, and nobody whom others wait for.
+"""Units of work that any number of processes share through a folder, without ranks or collectives.
 
-A process claims a unit by making a file, and keeps the file young while it works. A claim that has grown old, or whose
-process is gone from this machine, was left by one that died: whoever finds it takes it over. Should two processes ever
-do the same unit, nothing is lost but time: a unit's result is the same whoever makes it, and is renamed into its place.
+A process takes a lease on a unit by making a file, and touches the file while it works. A lease that has grown old, or
+whose process no longer runs on this machine, was left by a process that died, and the next one takes it over. If two
+processes ever do the same unit, only time is lost: the result is the same, and is renamed into its place.
 """
 
 import json
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from open_kandinsky import atomic
+from open_kandinsky.core import files
 
 STALE = 60.0  # seconds without a sign of life
 
@@ -30,8 +30,8 @@ class Unit(Protocol):
     def do(self) -> None: ...
 
 
-def share(units: Sequence[Unit], claims: "Claims", *, seen: Callable[[], object], pause: float = 0.5) -> None:
-    """Do what nobody has done or claimed; returns when all of it is done by somebody.
+def share(units: Sequence[Unit], leases: "Leases", *, seen: Callable[[], object], pause: float = 0.5) -> None:
+    """Do the units that nobody has done or taken; returns when every unit is done, by whatever process.
 
     `seen` is called once for each unit, when it is known to be done.
     """
@@ -39,7 +39,7 @@ def share(units: Sequence[Unit], claims: "Claims", *, seen: Callable[[], object]
     while left:
         others = []
         for unit in left:
-            if unit.done() or attempt(unit, claims):
+            if unit.done() or attempt(unit, leases):
                 seen()
             else:
                 others.append(unit)
@@ -47,24 +47,27 @@ def share(units: Sequence[Unit], claims: "Claims", *, seen: Callable[[], object]
             time.sleep(pause)
 
 
-def attempt(unit: Unit, claims: "Claims") -> bool:
+def attempt(unit: Unit, leases: "Leases") -> bool:
     """Whether this process did the unit."""
-    with claims.claim(unit.name) as mine:
+    with leases.take(unit.name) as mine:
         if not mine or unit.done():
             return False
         unit.do()
         return True
 
 
-class Claims:
-    """Claims are files in `folder`, which all processes see."""
+class Leases:
+    """Leases are files in `folder`, which all processes see."""
 
     def __init__(self, folder: Path, *, stale: float = STALE) -> None:
         self.folder, self.stale = folder, stale
 
     @contextmanager
-    def claim(self, name: str) -> Iterator[bool]:
-        """Whether it is ours, until the block ends. OSError where no claim can be written, as on a full disk."""
+    def take(self, name: str) -> Iterator[bool]:
+        """Yields whether this process holds the lease, which it gives back when the block ends.
+
+        OSError where no lease can be written, as on a full disk.
+        """
         path, token = self.folder / f"{name}.claim", secrets.token_hex(8)
         path.parent.mkdir(parents=True, exist_ok=True)
         if not made(path, token) and not (self._left(path) and taken_over(path, token)):
@@ -78,21 +81,21 @@ class Claims:
                     path.unlink(missing_ok=True)
 
     def _left(self, path: Path) -> bool:
-        """Whether the claim's process is known to be dead. An owner that cannot be read is judged by age alone."""
+        """Whether the lease's process is known to be dead. An owner that cannot be read is judged by age alone."""
         try:
             if age(path) > self.stale:
                 return True
         except FileNotFoundError:  # given back just now
             return False
         found = owner(path)
-        return found.get("machine") == atomic.machine() and not atomic.alive(found["pid"])
+        return found.get("machine") == files.machine() and not files.alive(found["pid"])
 
 
 def made(path: Path, token: str) -> bool:
-    """Whether the claim is new, and ours. Nothing is left of one that could not be written."""
+    """Whether the lease is new, and ours. Nothing is left of one that could not be written."""
     try:
         with open(path, "x", encoding="utf-8") as file:
-            json.dump({"machine": atomic.machine(), "pid": os.getpid(), "token": token}, file)
+            json.dump({"machine": files.machine(), "pid": os.getpid(), "token": token}, file)
     except FileExistsError:
         return False
     except OSError as error:
@@ -102,7 +105,7 @@ def made(path: Path, token: str) -> bool:
 
 
 def taken_over(path: Path, token: str) -> bool:
-    """One of those who find a claim left behind gets it: a file is renamed once."""
+    """Take over a lease that a dead process left: of several that try, one succeeds, since a file is renamed once."""
     aside = path.with_name(f".{path.name}.{token}")
     try:
         path.rename(aside)
@@ -113,7 +116,7 @@ def taken_over(path: Path, token: str) -> bool:
 
 
 def owner(path: Path) -> dict[str, Any]:
-    """What a claim says of its process; empty where that is not known: it is gone, being written, or damaged."""
+    """What a lease file says of its process; empty where that is not known: it is gone, being written, or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -146,6 +149,6 @@ def beating(path: Path, *, every: float) -> Iterator[None]:
 
 def age(path: Path) -> float:
     """Seconds since a file was touched, by the file system's clock, which is the same for all machines."""
-    with atomic.beside(path.with_name("now")) as probe:
+    with files.temporary_path(path.with_name("now")) as probe:
         probe.touch()
         return probe.stat().st_mtime - path.stat().st_mtime
