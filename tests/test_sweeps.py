@@ -148,6 +148,7 @@ def names(folder):
     return sorted(path.name for path in folder.glob("*"))
 
 
+@pytest.mark.slow
 def test_each_job_is_told_the_best_and_the_one_that_a_mistake_ended(several, tmp_path):
     """And nothing of the sweep before it."""
     (tmp_path / "runs" / "sweep").mkdir(parents=True)
