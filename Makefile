@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart coco eval-needs eval-coco eval-priors eval-selfcheck bench memory test test-all test-gpu check
+.PHONY: help setup quickstart coco eval-needs eval-coco eval-priors eval-selfcheck bench house memory test test-all test-gpu check
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,9 @@ eval-selfcheck: $(VENV)/.setup  ## needs a network: published pictures score as 
 
 bench: $(VENV)/.setup-dev  ## every claim of speed, measured: [ONLY=loader QUICK=1 GATE=1]
 	$(RUN) benchmarks/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(if $(GATE),--gate)
+
+house: $(VENV)/.setup-dev  ## how large the code is, and how many modules one picture goes through
+	$(RUN) benchmarks/house.py
 
 memory: $(VENV)/.setup  ## what a training costs, counted: ARGS="experiment=kandinsky21/decoder_256 ..."
 	$(RUN) benchmarks/cost.py $(ARGS)

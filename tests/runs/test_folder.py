@@ -270,9 +270,10 @@ class TestPreempted:
         at_batch_end.clear()
         assert_same(run("a"), whole)
 
-    def test_it_is_asked_every_so_many_steps(self, run, at_batch_end):
+    def test_one_process_alone_stops_at_once(self, run, at_batch_end):
+        """Several ask each other every so many steps: tests/test_killed.py."""
         at_batch_end.append(lambda step: step == 3 and os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Preempted, match="at step 5"):
+        with pytest.raises(Preempted, match="at step 3"):
             run("a", "callbacks.preemption.every=5")
 
     def test_not_while_gradients_are_accumulated(self, run, at_batch_end):

@@ -124,6 +124,13 @@ def test_a_node_that_would_wait_for_nobody_is_told_what_is_not_set(tmp_path, nod
     assert launch.STARTED not in os.environ, "one process alone, and one that Lightning has started, ask nobody"
 
 
+@pytest.mark.parametrize("wrong", ["MASTER_PORT", "NODE_RANK"])
+def test_a_number_that_is_none_is_named(node, wrong):
+    node(**{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "NODE_RANK": 1, wrong: "abc"})
+    with pytest.raises(ValueError, match=f"{wrong}=abc: a whole number"):
+        launch.agree(2)
+
+
 def test_of_which_the_verb_makes_one_message_and_no_folder(cached, tmp_path, node, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     node(NODE_RANK=0, MASTER_ADDR="127.0.0.1")

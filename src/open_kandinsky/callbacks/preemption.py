@@ -33,7 +33,7 @@ class Preemption(Checkpoint):
 
     A signal is only noted when it comes: in the middle of a step nothing is whole. (Lightning's own requeue for SLURM
     writes its checkpoint inside of the signal's handler, and its handler of SIGTERM waits there for all processes.)
-    Processes ask each other every `every` steps, so that all of them save the same step whoever got the signal. During
+    Several processes ask each other every `every` steps, so that all of them save the same step whoever got the signal. During
     a validation or a checkpoint the signal waits for its end. Ctrl-C is such a signal once the training has begun; a
     second one ends it at once.
 
@@ -85,7 +85,7 @@ class Preemption(Checkpoint):
         if trainer.global_step == self.step:  # gradients are still being accumulated, and no checkpoint holds them
             return
         self.step, self.steps = trainer.global_step, self.steps + 1
-        if self.steps % self.every == 0 and self._agreed(trainer):
+        if (trainer.world_size == 1 or self.steps % self.every == 0) and self._agreed(trainer):
             self._save(trainer)
             raise self._stop(f"at step {trainer.global_step}, saved {self.path}")
 

@@ -53,6 +53,9 @@ def by_hand(nodes: int) -> ClusterEnvironment | None:
             f"trainer.num_nodes={nodes}: start it by torchrun or SLURM, or by hand on each node with MASTER_ADDR and "
             f"MASTER_PORT of the first and its own NODE_RANK from 0; not set here: {', '.join(missing)}"
         )
+    for name in ("MASTER_PORT", "NODE_RANK"):
+        if not os.environ[name].isdecimal():
+            raise UserError(f"{name}={os.environ[name]}: a whole number")
     return LightningEnvironment()
 
 
