@@ -1,7 +1,7 @@
 """How large the house is, and how far one has to walk in it: make house
 
-Prints a table: modules, statements, class names that stand for several things, files of conf/, the CPU time of an import
-and of a --help, and the distinct modules of ours whose functions run for one picture on three ways through them.
+Prints a table: modules, statements, class names that stand for several things, files of conf/, the CPU time of an
+import and of a --help, and the distinct modules of ours whose functions run for one picture on three ways.
 """
 
 import ast
@@ -110,7 +110,7 @@ def main() -> None:
         "class names that several modules define": f"{len(several)}: {', '.join(sorted(several))}",
         "conf/: files; groups": f"{len(list(CONF.rglob('*.yaml')))}; {sum(p.is_dir() for p in CONF.rglob('*'))}",
         "import open_kandinsky, seconds of CPU": f"{cpu_seconds('-c', 'import open_kandinsky'):.2f}",
-        "open-kandinsky train --help, seconds of CPU": f"{cpu_seconds('-m', 'open_kandinsky.cli', 'train', '--help'):.2f}",
+        "train --help, seconds of CPU": f"{cpu_seconds('-m', 'open_kandinsky.cli', 'train', '--help'):.2f}",
     }
     with tempfile.TemporaryDirectory() as folder:
         rows |= dict(ways(Path(folder)))

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "evaluation": {"pipeline", "metrics", "data", "networks", "diffusion", "weights", "account"},
     "caching": {"data", "networks", "secrets"},
     "core": set(),
+    "config": set(),
     "nodes": set(),
     "failures": set(),
     "secrets": set(),

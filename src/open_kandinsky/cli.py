@@ -28,6 +28,10 @@ def main() -> None:
         print(f"open-kandinsky {version('open-kandinsky')}")
     elif verb not in VERBS:
         sys.exit(refusal(verb))
+    elif {"-h", "--help"} & set(sys.argv[2:]):
+        from open_kandinsky.config.help import verb_help
+
+        print(verb_help(verb), end="")
     else:
         del sys.argv[1]
         # As __main__, by its name: Lightning starts its other processes with `python -m` and the same overrides.

@@ -33,9 +33,9 @@ class Preemption(Checkpoint):
 
     A signal is only noted when it comes: in the middle of a step nothing is whole. (Lightning's own requeue for SLURM
     writes its checkpoint inside of the signal's handler, and its handler of SIGTERM waits there for all processes.)
-    Several processes ask each other every `every` steps, so that all of them save the same step whoever got the signal. During
-    a validation or a checkpoint the signal waits for its end. Ctrl-C is such a signal once the training has begun; a
-    second one ends it at once.
+    Several processes ask each other every `every` steps, so that all of them save the same step whoever got the
+    signal. During a validation or a checkpoint the signal waits for its end. Ctrl-C is such a signal once the training
+    has begun; a second one ends it at once.
 
     It is a `Checkpoint`, Lightning's name for callbacks that it calls last: the moving average has had its step by
     then.
