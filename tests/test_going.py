@@ -171,6 +171,7 @@ def test_what_is_no_run_is_not_written_over(cached, tmp_path):
         train(config("prior_linear", cached, f"run_dir='{tmp_path / 'run'}'"))
 
 
+@pytest.mark.filterwarnings("ignore:.*goes on with other settings")
 def test_the_end_says_the_last_figures_the_best_and_where_the_curves_are(cached, tmp_path, monkeypatch, capsys):
     """The best is that of the whole curve, also where the run was gone on with."""
     monkeypatch.chdir(tmp_path)

@@ -293,7 +293,7 @@ def test_a_file_of_another_hash_than_was_published_is_not_measured(at, home):
     assert f"{'0' * 64} was published" in told(cfg)["cmmd"]["reason"] and not list((home / "to").rglob("*.png"))
 
 
-@pytest.mark.parametrize(("checks", "said"), [([], "nothing to check"), (["cat"], "nearest 'cats'")])
+@pytest.mark.parametrize(("checks", "said"), [([], "nothing to check"), (["cat"], "did you mean 'cats'")])
 def test_a_check_that_there_is_not_is_refused(at, checks, said):
     with pytest.raises(ValueError, match=said):
         selfcheck(at(checks))

@@ -118,7 +118,7 @@ def plain(name: str, value: Any, where: str) -> Any:
     return value
 
 
-class TooLarge(ValueError):
+class TooLarge(UserError):
     """A network that is larger than the files that are to fill it."""
 
 
