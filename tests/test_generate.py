@@ -143,6 +143,7 @@ def test_a_request_goes_on_where_it_stopped(asked, monkeypatch):
     assert path_in(cfg, "00000.png").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_request_goes_on_with_the_same_batches_and_threads(asked, monkeypatch):
     """Stopped within a batch, and gone on with by a process of another number of threads: the same bits."""
     whole = numbered(generate(asked("count=3", "batch_size=4", out="whole")))
@@ -236,6 +237,7 @@ def test_a_mix_tells_pictures_from_texts(asked, picture):
     assert len(set(numbered(out).values())) == 2
 
 
+@pytest.mark.slow
 def test_pictures_between_two_have_one_seed(asked, picture):
     ends = f"between=['{picture}', 'a blue square']"
     few = ["mode=interpolate", "count=3", "seed=7", "prior_steps=2", "sampler=ddim"]

@@ -103,6 +103,7 @@ def steady(part, steps):
     return [f"stage.lr_schedule.steps={steps}"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_checkpoints_repeats_its_curve_once(run):
     """Gone on from step 4 of a run that came to 6: rows of what is done again are not there twice."""
     whole = run("prior", 8, "whole", "callbacks.checkpoint.every_n_train_steps=4")
@@ -130,6 +131,7 @@ def test_a_run_killed_after_its_last_step_ends_when_it_goes_on(run, monkeypatch)
     assert curve(folder) == curve(whole) and (folder / "weights.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoints_stay_and_go_on_being_the_newest(run):
     few = ["checkpoints=newest", "callbacks.checkpoint.every_n_train_steps=1", "callbacks.checkpoint.save_top_k=2"]
     folder = run("prior_linear", 4, "a", *few, *steady("prior_linear", 7))

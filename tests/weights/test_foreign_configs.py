@@ -160,6 +160,7 @@ def test_a_network_larger_than_its_weights_is_not_built(folder, part, size):
     refused(lambda: opened(folder, part), "its config (asks for a network larger than its weights|does not make a)")
 
 
+@pytest.mark.slow
 def test_a_clip_of_any_size_is_held_to_its_weights(folder):
     for tower, size in (("vision", "layers"), ("text", "layers"), ("text", "context_length"), ("vision", "width")):
         change(folder, "clip", lambda tree: tree["stage"]["network"][tower].update({size: 2**24}))  # noqa: B023

@@ -140,6 +140,7 @@ def test_again_it_does_no_work(done, asked):
     assert again == found and before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_beginning_is_the_same_pictures(done, asked, tmp_path):
     """limit=N scores the first N, and what is drawn for them need not be drawn again."""
     out, found, _ = done

@@ -23,6 +23,7 @@ def metadata(folder):
     return path
 
 
+@pytest.mark.slow
 def test_four_pictures_of_each_prompt(system, tmp_path):
     run(system, tmp_path / "out", "protocol=geneval", f"protocol.prompts='{metadata(tmp_path)}'")
     folder = tmp_path / "out" / "geneval"
