@@ -86,6 +86,7 @@ def module(urls: list[str], index: ShardIndex, workers: int, buffer: int) -> Sha
         in_memory=False,
         distinct_captions=False,
         max_bad_share=0.0,
+        max_member_mb=256,
         seed=0,
         allow_pipe=False,
     )

@@ -68,10 +68,10 @@ def refuse_other_sizes(
     """
     found = {fact: manifest["fields"][name]["shape"][0 if name == "z" else -1] for name, fact in sizes.items()}
     if "z" in sizes:
-        found["image_size"] = manifest["image_size"]
+        found["image_size"] = manifest.get("image_size")
     if RAGGED in sizes:
         found["text_length"] = manifest["positions"]
-    told = [f"{fact}={size}, not {dims[fact]}" for fact, size in found.items() if dims[fact] not in (size, None)]
+    told = [f"{fact}={size}, not {dims[fact]}" for fact, size in found.items() if dims[fact] not in (size, None) and size is not None]
     if told:
         raise UserError(
             f"{str(folder)!r} was made for dims of {', '.join(told)}: train with these, or precompute with the "
