@@ -71,7 +71,8 @@ def refuse_other_sizes(
         found["image_size"] = manifest.get("image_size")
     if RAGGED in sizes:
         found["text_length"] = manifest["positions"]
-    told = [f"{fact}={size}, not {dims[fact]}" for fact, size in found.items() if dims[fact] not in (size, None) and size is not None]
+    known = {fact: size for fact, size in found.items() if None not in (size, dims[fact])}
+    told = [f"{fact}={size}, not {dims[fact]}" for fact, size in known.items() if dims[fact] != size]
     if told:
         raise UserError(
             f"{str(folder)!r} was made for dims of {', '.join(told)}: train with these, or precompute with the "
