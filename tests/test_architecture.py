@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "weights": {"networks"},
     "pipeline": {"networks", "diffusion", "data", "weights"},
     "modes": {"pipeline", "data"},
-    "loading": {"pipeline", "networks", "diffusion", "weights", "configuration"},
+    "loading": {"pipeline", "networks", "diffusion", "weights", "config"},
     "evaluation": {"pipeline", "metrics", "data", "networks", "diffusion", "weights", "account"},
     "caching": {"data", "networks", "secrets"},
     "core": set(),
@@ -30,9 +30,9 @@ MAY_IMPORT = {
     "account": set(),
     "runs": {"loading", "weights"},
     "sweeps": {"failures", "secrets"},
-    "overrides": {"nodes"},
+    "overrides": {"nodes", "config"},
     "command_line": {"nodes", "overrides"},
-    "configuration": {"command_line", "nodes", "overrides", "failures", "sweeps", "secrets"},
+    "configuration": {"command_line", "nodes", "overrides", "failures", "sweeps", "secrets", "config"},
 }
 VERBS = {"train", "generate", "evaluate", "judge", "selfcheck", "coco", "precompute", "quickstart", "convert", "demo"}
 MEET_HYDRA = VERBS | {"command_line", "configuration", "sweeps"}

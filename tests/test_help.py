@@ -8,7 +8,8 @@ import yaml
 from makers.programs import environment
 
 from open_kandinsky.cli import VERBS
-from open_kandinsky.config.help import CONF, keys, verb_help
+from open_kandinsky.config import CONF
+from open_kandinsky.config.help import keys, verb_help
 
 # Prints the verb's help, and on stderr which of the slow packages that imported.
 PROGRAM = """

@@ -13,6 +13,7 @@ def loaders(monkeypatch, processes, make):
     """One of each process; `make` builds its order."""
     for rank in range(processes):
         monkeypatch.setattr(order, "rank_and_world_size", lambda rank=rank: (rank, processes))
+        monkeypatch.setattr(order, "world_size", lambda: processes)
         table = Table({}, [""] * ROWS, [str(row) for row in range(ROWS)])
         yield MemoryLoader(table=table, order=make(), trained=lambda: None)
 

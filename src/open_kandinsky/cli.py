@@ -52,7 +52,7 @@ def usage() -> str:
 
 def refusal(verb: str) -> int:
     """Say on stderr that there is no such verb, with the nearest one; returns the exit code."""
-    print(f"open-kandinsky: no such verb {verb!r}; {remedy(verb, VERBS)}", file=sys.stderr)
+    print(f"open-kandinsky: no such verb {verb!r}; {remedy(verb, VERBS, cutoff=0.5)}", file=sys.stderr)
     return 2
 
 

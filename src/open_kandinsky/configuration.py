@@ -18,13 +18,11 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from open_kandinsky import command_line, nodes, overrides, sweeps
+from open_kandinsky.config import CONF
 from open_kandinsky.core import files
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.failures import message, told
 from open_kandinsky.secrets import hidden, masked_tree
-
-PACKAGE = Path(__file__).parent
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1] / "conf"  # a wheel's, or a checkout's
 
 Run = Callable[[DictConfig], Any]
 
@@ -102,13 +100,11 @@ def check_command_line(args: Namespace, config_name: str, conf: Path) -> None:
     """Refuse a command line whose config does not fit; each job of a sweep is checked before the first one runs."""
     if args.hydra_help or args.shell_completion or args.info or args.experimental_rerun:
         return
-    if not args.multirun:
-        sweeps.refuse_one_job(command_line.parse(args.overrides))
+    typed = command_line.parse(args.overrides)
+    (sweeps.refuse_one_folder if args.multirun else sweeps.refuse_one_job)(typed)
     also = [f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"] if args.config_dir else []
     folder = Path(args.config_path or conf).absolute()
-    if args.multirun:
-        sweeps.refuse_one_folder(command_line.parse(args.overrides))
-    for job in sweeps.jobs(command_line.parse(args.overrides)) if args.multirun else [args.overrides]:
+    for job in sweeps.jobs(typed) if args.multirun else [args.overrides]:
         checked(args.config_name or config_name, [*also, *job], folder, complete=not (args.help or args.cfg))
 
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from open_kandinsky.configuration import CONF
+from open_kandinsky.config import CONF
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.diffusion.samplers import named
 from open_kandinsky.networks.condition import ImageCondition

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.suggest import nearest
 
+MISSING = "???"  # a value still to be given
 HOMES = ("open_kandinsky.", "torch.", "lightning.", "torchmetrics.")
 
 
@@ -106,7 +107,13 @@ def refuse_misfit(path: str, node: Mapping[str, Any], tree: Any) -> None:
 
 def refuse_words_for_numbers(key: str, value: Any, parameter: inspect.Parameter | None) -> None:
     """ValueError where a signature wants a number and the config has a word, which is not to be resolved yet."""
-    if isinstance(value, str) and "${" not in value and value != "???" and parameter and numeric(parameter.annotation):
+    if (
+        isinstance(value, str)
+        and "${" not in value
+        and value != MISSING
+        and parameter
+        and numeric(parameter.annotation)
+    ):
         raise UserError(f"{key}={value}: no number; it takes {named(parameter.annotation)}")
 
 

@@ -8,12 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from open_kandinsky import nodes
+from open_kandinsky.config import help as config_help
 from open_kandinsky.core.errors import UserError
 
-MISSING = "???"
 ABSENT = object()
 
 
@@ -25,7 +23,7 @@ def groups(folders: Sequence[Path]) -> list[str]:
 def options(group: str, folders: Sequence[Path]) -> list[str]:
     """What may be chosen for `group`, nested ones too: tiny, prior/tiny, ..."""
     homes = [folder / group for folder in folders]
-    return sorted({str(p.relative_to(home).with_suffix("")) for home in homes for p in home.rglob("*.yaml")})
+    return sorted({option for home in homes for option in config_help.options(home)})
 
 
 def refuse_unknown_option(group: str, option: str, folders: Sequence[Path], package: str = "") -> None:
@@ -79,7 +77,7 @@ def refuse_stray_key(key: str, base: Mapping[str, Any], tree: Mapping[str, Any])
 
 def refuse_missing(tree: Any, config_name: str, conf: Path) -> None:
     """One ValueError that lists every value still to be given, and what each takes."""
-    absent = [key for key in nodes.keys(tree) if at(tree, key) == MISSING]
+    absent = [key for key in nodes.keys(tree) if at(tree, key) == nodes.MISSING]
     if absent:
         lines = [
             f"  {key}={takes and '  ' + takes}" for key in absent for takes in [taken(key, tree, config_name, conf)]
@@ -90,7 +88,8 @@ def refuse_missing(tree: Any, config_name: str, conf: Path) -> None:
 def taken(key: str, tree: Any, config_name: str, conf: Path) -> str:
     """What `key` takes: the comment beside its ??? in the config files, or else the type in the signature."""
     own = [*(conf / key.partition(".")[0]).rglob("*.yaml"), conf / f"{config_name}.yaml"]  # they say it before others
-    said = {path: text for file in [*sorted(conf.rglob("*.yaml")), *own] for path, text in open_values(file)}
+    every = [key for file in [*sorted(conf.rglob("*.yaml")), *own] for key in config_help.keys(file)]
+    said = {one.name: one.comment for one in every if one.value == nodes.MISSING and one.comment}
     ends = [".".join(key.split(".")[start:]) for start in range(key.count(".") + 1)]  # the longest first
     if found := next((said[end] for end in ends if end in said), None):
         return found
@@ -98,22 +97,6 @@ def taken(key: str, tree: Any, config_name: str, conf: Path) -> str:
     target = target_at(tree, owner)
     parameter = (nodes.parameters(target) or {}).get(argument) if target else None
     return "" if parameter is None or parameter.annotation is parameter.empty else nodes.named(parameter.annotation)
-
-
-def open_values(file: Path) -> Iterator[tuple[str, str]]:
-    """The dotted path of each ??? of a config file that has a comment beside it, with that."""
-    text = file.read_text(encoding="utf-8")
-    lines = text.splitlines()
-
-    def walk(node: yaml.Node | None, path: str) -> Iterator[tuple[str, str]]:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                yield from walk(value, nodes.join(path, key.value))
-        elif isinstance(node, yaml.ScalarNode) and node.value == MISSING:
-            if comment := lines[node.start_mark.line].partition("#")[2].strip():
-                yield path, comment
-
-    return walk(yaml.compose(text), "")
 
 
 def at(tree: Any, key: str) -> Any:

@@ -64,9 +64,9 @@ class Masked:
 
 @contextmanager
 def hidden() -> Iterator[None]:
-    """In whatever this process prints meanwhile."""
-    out, err = cast(TextIO, Masked(sys.stdout)), cast(TextIO, Masked(sys.stderr))
-    with redirect_stdout(out), redirect_stderr(err):
+    """In whatever this process prints meanwhile; once, where a block lies in another."""
+    out, err = (one if isinstance(one, Masked) else Masked(one) for one in (sys.stdout, sys.stderr))
+    with redirect_stdout(cast(TextIO, out)), redirect_stderr(cast(TextIO, err)):
         yield
 
 

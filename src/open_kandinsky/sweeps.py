@@ -70,9 +70,9 @@ def is_sweep() -> bool:
 
 def number() -> str:
     """What a job of a sweep adds to the name of its folder; nothing where there is one job."""
-    return (
-        f"_{HydraConfig.get().job.num}" if is_sweep() and not OmegaConf.is_missing(HydraConfig.get().job, "num") else ""
-    )
+    if not is_sweep() or OmegaConf.is_missing(HydraConfig.get().job, "num"):
+        return ""
+    return f"_{HydraConfig.get().job.num}"
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed import all_gather_object
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -22,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 from open_kandinsky.core import files
+from open_kandinsky.core.distributed import gather_objects
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.stages.optimisation import refuse_other_groups
 from open_kandinsky.weights import checkpoint_folder, store
@@ -58,8 +58,7 @@ class Sharded(ModelParallelStrategy):
         try:
             super().save_checkpoint(checkpoint, part, options)
             self.barrier()
-            each: list[Any] = [None] * self.world_size
-            all_gather_object(each, checkpoint_folder.checksums(part, self.mine(tensor_files(part))))
+            each = gather_objects(checkpoint_folder.checksums(part, self.mine(tensor_files(part))))
             if self.is_global_zero:
                 found = {name: total for one in each for name, total in one.items()}
                 files.write(part / CHECKSUMS, json.dumps(found))
@@ -139,8 +138,7 @@ class Sharded(ModelParallelStrategy):
         if not checkpoint_folder.is_folder(path):
             checkpoint_folder.check(path)
         names = sorted(checkpoint_folder.written(path))[self.global_rank :: self.world_size]
-        each: list[Any] = [None] * self.world_size
-        all_gather_object(each, checkpoint_folder.damaged(path, names))
+        each = gather_objects(checkpoint_folder.damaged(path, names))
         if wrong := [name for one in each for name in one]:
             raise UserError(f"{path}: damaged, {wrong[0]} is not what was written; {older(path)}")
         checkpoint_folder.check_sizes(path)

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import yaml
 
-PACKAGE = Path(__file__).parents[1]
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1] / "conf"  # a wheel's, or a checkout's
-OF_HYDRA = ("quiet", "_self_")
+from open_kandinsky.config import CONF, PACKAGE
+
 WIDTH, INDENT = 100, 30
 END = """
 A key is set by key=value, in Hydra's grammar: lists as '[a, b]', null for nothing. A group's option is chosen by
@@ -40,7 +39,9 @@ def verb_help(verb: str, conf: Path = CONF) -> str:
     lines += ["keys, and what they are unless given (??? must be):", "", *map(shown, keys(file)), ""]
     if chosen := list(groups(file)):
         lines += ["groups, and what is chosen unless another option is:", ""]
-        lines += [line for name, option in chosen for line in shown_group(name, option, conf)]
+        lines += [
+            shown(Key(name, option, ", ".join(options(conf / name.partition("@")[0])))) for name, option in chosen
+        ]
     return "\n".join(lines).rstrip() + "\n" + END
 
 
@@ -88,7 +89,6 @@ def shown(key: Key) -> str:
     return "\n".join([left.ljust(INDENT) + comment[0], *(" " * INDENT + line for line in comment[1:])])
 
 
-def shown_group(name: str, option: str, conf: Path) -> Iterator[str]:
-    folder = conf / name.partition("@")[0]
-    options = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-    yield shown(Key(name, option, ", ".join(options)))
+def options(group: Path) -> list[str]:
+    """What may be chosen for a group, by its folder; options of nested groups have their folders' names."""
+    return sorted(str(path.relative_to(group).with_suffix("")) for path in group.rglob("*.yaml"))

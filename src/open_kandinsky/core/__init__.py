@@ -1,1 +1,1 @@
-"""What every package here may import: errors."""
+"""What every package here may import, and what imports none of them."""

@@ -14,10 +14,10 @@ def nearest(name: object, names: Iterable[str], *, cutoff: float = 0.6) -> str |
     return next(iter(get_close_matches(str(name), list(names), n=1, cutoff=cutoff)), None)
 
 
-def remedy(name: object, names: Iterable[str]) -> str:
-    """ "did you mean 'ddim'?", or all the names there are where none is near."""
+def remedy(name: object, names: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Asks whether the nearest name was meant; lists all names where none reaches `cutoff`."""
     names = list(names)
-    near = nearest(name, names)
+    near = nearest(name, names, cutoff=cutoff)
     return f"did you mean {near!r}?" if near else f"there are: {', '.join(names)}"
 
 

@@ -44,7 +44,7 @@ class FixedOrder:
 
     def __init__(self, *, rows: int, batch_size: int) -> None:
         self.rows, self.batch_size = rows, batch_size
-        self.step = batch_size * rank_and_world_size()[1]
+        self.step = batch_size * world_size()
         self.count = -(-rows // self.step)
 
     def batches(self, epoch: int, seen: int) -> Iterator[list[int]]:
@@ -65,7 +65,7 @@ class ShuffledOrder:
 
     def __init__(self, *, rows: int, batch_size: int, seed: int) -> None:
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.count, self.step = whole_batches(rows, batch_size), rank_and_world_size()[1] * batch_size
+        self.count, self.step = whole_batches(rows, batch_size), world_size() * batch_size
 
     def batches(self, epoch: int, seen: int) -> Iterator[list[int]]:
         rows = torch.randperm(self.rows, generator=generator(self.seed, epoch)).tolist()
@@ -96,12 +96,12 @@ class DistinctOrder:
         if self.largest > batch_size:
             raise UserError(f"a group has {self.largest} samples, more than batch_size={batch_size}: raise batch_size")
         drawn = sum(1 for _ in self.draw(generator(seed, 0)))
-        if drawn < rank_and_world_size()[1]:
+        if drawn < world_size():
             raise UserError(
                 f"no batch of batch_size={batch_size} without a caption twice: {len(set(captions))} distinct captions "
-                f"in {len(captions)} samples, {rank_and_world_size()[1]} process(es); lower batch_size"
+                f"in {len(captions)} samples, {world_size()} process(es); lower batch_size"
             )
-        self.step = rank_and_world_size()[1]
+        self.step = world_size()
         self.count = drawn // self.step
 
     def batches(self, epoch: int, seen: int) -> Iterator[list[int]]:
@@ -178,7 +178,7 @@ def own(batches: Iterator[list[int]], count: int) -> Iterator[list[int]]:
 
 def whole_batches(rows: int, batch_size: int) -> int:
     """Full batches a process. Raises ValueError where there is none."""
-    count = rows // (batch_size * rank_and_world_size()[1])
+    count = rows // (batch_size * world_size())
     if count == 0:
         raise UserError(
             f"{rows} samples do not fill one batch of batch_size={batch_size} in each of {world_size()} process(es): "

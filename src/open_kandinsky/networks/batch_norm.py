@@ -3,8 +3,9 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.distributed.nn.functional import all_reduce
+
+from open_kandinsky.core.distributed import world_size
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
@@ -14,7 +15,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not (self.training and world_size() > 1):
             return super().forward(x)
         mean, var, pixels = shared_moments(x)
         self.follow(mean.detach(), var.detach() * (pixels / (pixels - 1)))
@@ -35,7 +36,7 @@ def shared_moments(x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "c"], Flo
 
     The mean first, and then the squares about it: E[x^2] - E[x]^2 cancels.
     """
-    pixels = x.numel() // x.shape[1] * dist.get_world_size()
+    pixels = x.numel() // x.shape[1] * world_size()
     mean = all_reduce(x.float().sum((0, 2, 3))) / pixels
     var = all_reduce((x.float() - _over(mean, x)).square().sum((0, 2, 3))) / pixels
     return mean, var, pixels

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from open_kandinsky.core.distributed import rank_and_world_size
+from open_kandinsky.core.distributed import rank_and_world_size, world_size
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.order import whole_batches
 from open_kandinsky.data.streaming.layout import Layout, Progress, fresh, resumed
@@ -47,7 +47,7 @@ class Streaming:
         """`saved`: of a checkpoint, or empty. ValueError where it is of other data, or there is not one batch."""
         samples = sum(sum(source.shards.counts) for source in sources)
         workers = usable_workers(self.workers, whole_batches(samples, self.batch_size))
-        layout = Layout(rank_and_world_size()[1], max(1, workers))
+        layout = Layout(world_size(), max(1, workers))
         plan, progress = self.where(sources, saved, layout)
         recipe = Recipe(
             plan=plan,

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from open_kandinsky.core.distributed import gather_objects, rank_and_world_size
+from open_kandinsky.core.distributed import gather_objects, rank_and_world_size, world_size
 from open_kandinsky.data.memory import Batch
 from open_kandinsky.data.order import whole_batches
 from open_kandinsky.data.passes import Passes
@@ -59,7 +59,7 @@ class StreamLoader:
     def saved(self) -> dict[str, Any]:
         """The place of all processes after the last batch that was trained with. Every process must ask for it."""
         progress = self.passes.place()
-        layout = Layout(rank_and_world_size()[1], len(progress.places))
+        layout = Layout(world_size(), len(progress.places))
         return checkpoint(self.recipe.plan, layout, gather_objects(progress.plain()))
 
     def state_dict(self) -> dict[str, Any]:
