@@ -30,11 +30,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VGG, WeightsEnum
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.stages.clip import ClipStage
 from open_kandinsky.stages.decoder import DecoderStage
 from open_kandinsky.stages.movq import MoVQStage
-from open_kandinsky.stages.recomputing import GB, Budget, saved, storages
+from open_kandinsky.stages.parallel import GB, MemoryBudget, saved, storages
 
 PEAK = {"A100": 312e12, "H100": 989e12}  # dense bf16, FLOP/s, by NVIDIA's data sheets
 SHARE = 0.4  # of the peak: an assumption
@@ -63,7 +63,7 @@ def counted(stage: LightningModule, cfg: DictConfig) -> Cost:
 
 def inside_blocks(stage: LightningModule, cfg: DictConfig) -> int:
     """Bytes of activations that one more example adds between a block's inputs and its outputs."""
-    budget, found = Budget(gigabytes=math.inf), []  # it counts; what it decides is not asked for
+    budget, found = MemoryBudget(gigabytes=math.inf), []  # it counts; what it decides is not asked for
     for unit in stage.network.units():  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         budget(unit, 0)
     for n in (1, 3):
@@ -180,7 +180,7 @@ def hours(cfg: DictConfig, cost: Cost) -> dict[str, Any]:
 
 
 def main() -> None:
-    cfg = configuration.compose("train", sys.argv[1:])
+    cfg = compose.compose("train", sys.argv[1:])
     with FakeTensorMode():
         print(json.dumps(report(cfg, counted(made(cfg), cfg)), indent=2))
 

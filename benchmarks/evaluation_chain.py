@@ -19,15 +19,14 @@ from hydra.utils import instantiate
 from PIL import Image
 from torch import Tensor
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.data.coco import Coco
-from open_kandinsky.evaluation import blocks
-from open_kandinsky.evaluation.coco.report.publish import publish
-from open_kandinsky.evaluation.coco.run import Run
-from open_kandinsky.evaluation.scoring import scores
-from open_kandinsky.evaluation.scoring.extractors import ClipFeatures, InceptionFeatures
-from open_kandinsky.evaluation.subject import Subject
-from open_kandinsky.weights.published import Found
+from open_kandinsky.evaluation import samples, scores
+from open_kandinsky.evaluation.coco_report import publish
+from open_kandinsky.evaluation.coco_run import Run
+from open_kandinsky.evaluation.features import ClipFeatures, InceptionFeatures
+from open_kandinsky.evaluation.samples import Subject
+from open_kandinsky.weights.published import FoundWeights
 
 IMAGES, PICTURES, BLOCK = 40_504, 30_000, 32
 WIDTHS = {"pool": 2048, "logits": 1008, "image": 768, "text": 768}
@@ -60,12 +59,12 @@ class Random:
 
 
 def stand_in(extractor: Any, names: Sequence[str]) -> None:
-    extractor.weights = Found(Path("random"), "0" * 64, True)
+    extractor.weights = FoundWeights(Path("random"), "0" * 64, True)
     type(extractor).__call__ = lambda self, images, captions: Random(names)(images, captions)
 
 
 def run_in(folder: Path) -> Run:
-    cfg = configuration.compose("evaluate", ["protocol=coco30k_default", "weights=random", f"out='{folder}'"])
+    cfg = compose.compose("evaluate", ["protocol=coco30k_default", "weights=random", f"out='{folder}'"])
     protocol = instantiate(cfg.protocol)
     for kind, names in ((InceptionFeatures, ("pool", "logits")), (ClipFeatures, ("image", "text"))):
         for extractor in [protocol.inception, *protocol.clip.values()]:
@@ -81,9 +80,9 @@ def drawn(run: Run) -> None:
     run.samples.begin()
     levels = np.random.default_rng(0).integers(0, 256, (PICTURES, 8, 8, 3), dtype=np.uint8)
     same = {"seconds": 0.0, "drawn_with": {"scale": 1}, "machine": "", "versions": {"torch": ""}}
-    for block in [block for block in run.samples.of(run.n) if blocks.marker(run.samples.folder, block) is None]:
+    for block in [block for block in run.samples.of(run.n) if samples.marker(run.samples.folder, block) is None]:
         about = {"seeds": list(block.rows), **same}
-        blocks.write(run.samples.folder, block, [Image.fromarray(levels[row]) for row in block.rows], about)
+        samples.write(run.samples.folder, block, [Image.fromarray(levels[row]) for row in block.rows], about)
 
 
 def main() -> None:

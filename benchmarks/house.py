@@ -77,10 +77,9 @@ def ways(root: Path) -> Iterator[tuple[str, int]]:
     sys.path.insert(0, str(ROOT / "tests"))
     from makers.system import PARTS, config, untrained
 
-    from open_kandinsky import configuration
-    from open_kandinsky.data.shapes.coco import write_coco
+    from open_kandinsky.config import compose
     from open_kandinsky.data.shapes.world import toy_world
-    from open_kandinsky.data.shapes.write import write_shapes
+    from open_kandinsky.data.shapes.write import write_coco, write_shapes
     from open_kandinsky.evaluate import evaluate
     from open_kandinsky.loading import load
     from open_kandinsky.train import train
@@ -96,7 +95,7 @@ def ways(root: Path) -> Iterator[tuple[str, int]]:
     pipe = load(root)
     yield "from a prompt to a picture", walked(lambda: pipe("a red circle", seeds=[0], steps=2, prior_steps=2))
     paths = [f"weights='{root}'", f"coco='{root}/coco'", f"out='{root}/out'", "steps=1", "limit=8", "accept_flat=true"]
-    asked = configuration.compose("evaluate", ["protocol=smoke", *paths])
+    asked = compose.compose("evaluate", ["protocol=smoke", *paths])
     yield "from a drawing to a Frechet distance", walked(lambda: evaluate(asked))
 
 

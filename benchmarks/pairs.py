@@ -11,10 +11,9 @@ from omegaconf import OmegaConf
 from timing import Effort
 from torch import nn
 
-from open_kandinsky import configuration
-from open_kandinsky.diffusion.process import before
-from open_kandinsky.pipeline.compiling import compiled, pays
-from open_kandinsky.pipeline.packing import packed
+from open_kandinsky.config import compose
+from open_kandinsky.diffusion.process import alpha_bar_prev
+from open_kandinsky.pipeline.execution import compiled, packed, pays
 from open_kandinsky.weights.diffusers import config, keys
 from open_kandinsky.weights.keymap import Rule
 
@@ -28,7 +27,7 @@ class Pair(NamedTuple):
 
 def network(*choices: str) -> tuple[Any, dict[str, Any]]:
     """Ours as conf/ describes it, and its description."""
-    cfg: Any = configuration.compose("train", [*choices, "data.path=none"]).stage.network
+    cfg: Any = compose.compose("train", [*choices, "data.path=none"]).stage.network
     torch.manual_seed(0)
     return instantiate(cfg, _convert_="all").eval(), OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore
 
@@ -81,7 +80,7 @@ def ways(effort: Effort, networks: Mapping[str, nn.Module], device: str = "cpu")
 
 def in_float64(scheduler: Any, alpha_bar: torch.Tensor) -> Any:
     """With our table in place of theirs of float32, whose rounding is no part of what is compared."""
-    scheduler.alphas_cumprod, scheduler.alphas = alpha_bar, alpha_bar / before(alpha_bar)
+    scheduler.alphas_cumprod, scheduler.alphas = alpha_bar, alpha_bar / alpha_bar_prev(alpha_bar)
     scheduler.betas, scheduler.one = 1 - scheduler.alphas, alpha_bar.new_ones(())
     scheduler.final_alpha_cumprod = alpha_bar[0]
     return scheduler

@@ -29,9 +29,9 @@ from decoder_step import CHOSEN, CLIP, Same  # noqa: E402
 from pairs import network, of_width, tensors  # noqa: E402
 from timing import seconds, where  # noqa: E402
 
-from open_kandinsky import configuration  # noqa: E402
+from open_kandinsky.config import compose  # noqa: E402
 from open_kandinsky.core.draws import ALONE  # noqa: E402
-from open_kandinsky.pipeline.packing import packed  # noqa: E402
+from open_kandinsky.pipeline.execution import packed  # noqa: E402
 from open_kandinsky.train import make  # noqa: E402
 
 KINDS = {  # the first whose word is in an operation's name
@@ -142,7 +142,7 @@ class Step:
     """A decoder's training step as claims/decoder_step.py takes it, without the Trainer."""
 
     def __init__(self, channels: int, side: int) -> None:
-        cfg: Any = configuration.compose("train", [*CHOSEN, *of_width(channels)])
+        cfg: Any = compose.compose("train", [*CHOSEN, *of_width(channels)])
         self.stage, same = make(cfg.stage), Same(side)
         self.stage.null.set(**same.null)
         self.batch, self.weights = same.batch, list(self.stage.network.parameters())

@@ -51,7 +51,7 @@ def system(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cached(shapes, system, tmp_path_factory):
     """A folder with the toy set, and in `cache/` what the tiny system's encoders make of it."""
-    from open_kandinsky import configuration
+    from open_kandinsky.config import compose
     from open_kandinsky.precompute import precompute
 
     root = tmp_path_factory.mktemp("cached")
@@ -60,5 +60,5 @@ def cached(shapes, system, tmp_path_factory):
         paths = {"urls": shapes / "shapes" / split, "out": root / "cache" / split}
         encoders = {"clip": system / "clip", "movq": system / "movq"}
         given = [f"{key}='{path}'" for key, path in (paths | encoders).items()]
-        precompute(configuration.compose("precompute", given))
+        precompute(compose.compose("precompute", given))
     return root

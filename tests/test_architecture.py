@@ -8,35 +8,26 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "open_kandinsky"
 FILES = sorted(SRC.rglob("*.py"))
 
-# room -> the rooms of ours that it may import
+# room -> the rooms of ours that it may import; every room may import core, and no room a command
 MAY_IMPORT = {
-    "diffusion": set(),
-    "networks": set(),
-    "data": {"secrets"},
-    "metrics": set(),
-    "stages": {"diffusion", "networks", "data.batch"},
-    "callbacks": {"stages", "metrics", "diffusion", "networks", "data.batch", "weights", "account"},
-    "weights": {"networks"},
-    "pipeline": {"networks", "diffusion", "data", "weights"},
-    "modes": {"pipeline", "data"},
-    "loading": {"pipeline", "networks", "diffusion", "weights", "config"},
-    "evaluation": {"pipeline", "metrics", "data", "networks", "diffusion", "weights", "account"},
-    "caching": {"data", "networks", "secrets"},
     "core": set(),
     "config": set(),
-    "nodes": set(),
-    "failures": set(),
-    "secrets": set(),
-    "account": set(),
-    "runs": {"loading", "weights"},
-    "sweeps": {"failures", "secrets"},
-    "overrides": {"nodes", "config"},
-    "command_line": {"nodes", "overrides"},
-    "configuration": {"command_line", "nodes", "overrides", "failures", "sweeps", "secrets", "config"},
+    "diffusion": set(),
+    "networks": set(),
+    "data": {"networks"},
+    "metrics": set(),
+    "stages": {"diffusion", "networks", "data.batch"},
+    "weights": {"networks"},
+    "callbacks": {"stages", "metrics", "diffusion", "networks", "data.batch"},
+    "pipeline": {"networks", "diffusion", "data", "weights"},
+    "generation": {"pipeline", "data"},
+    "evaluation": {"pipeline", "generation", "metrics", "data", "networks", "diffusion", "weights"},
+    "training": {"weights", "stages", "callbacks", "loading"},
+    "loading": {"pipeline", "networks", "diffusion", "weights", "config"},
 }
 VERBS = {"train", "generate", "evaluate", "judge", "selfcheck", "coco", "precompute", "quickstart", "convert", "demo"}
-MEET_HYDRA = VERBS | {"command_line", "configuration", "sweeps"}
-MEET_LIGHTNING = VERBS | {"stages", "callbacks", "data", "runs"}
+MEET_HYDRA = VERBS | {"config"}
+MEET_LIGHTNING = VERBS | {"stages", "callbacks", "data", "training"}
 WHERE_USED = {"wandb", "gradio", "peft", "transformers", "diffusers", "tensorboard", "optuna"}  # not everybody has them
 
 
@@ -108,4 +99,4 @@ def outside_functions(node):
 @pytest.mark.parametrize("file", FILES, ids=ids)
 def test_a_file_is_one_noun_on_few_screens(file):
     assert file.stem not in {"utils", "helpers", "common", "misc", "base"}
-    assert len(file.read_text().splitlines()) <= 450
+    assert len(file.read_text().splitlines()) <= 400

@@ -21,7 +21,8 @@ from makers.shards import sample, write_tar
 from makers.system import config, overrides
 from safetensors.torch import load_file
 
-from open_kandinsky import configuration, failures
+from open_kandinsky.config import compose
+from open_kandinsky.core import failures
 from open_kandinsky.loading import load
 from open_kandinsky.train import train
 
@@ -76,14 +77,10 @@ def test_an_override_that_does_not_fit(tmp_path, option):
 def test_what_is_missing_is_described_by_its_own_files_comment():
     """Of two keys that are called folder, and of two verbs' weights."""
     with pytest.raises(ValueError, match=r"preview.draw.movq.folder=  run folder of an autoencoder\n") as refusal:
-        configuration.checked(
-            "train", ["stage=decoder", "callbacks=preview_decoder"], configuration.CONF, complete=True
-        )
+        compose.checked("train", ["stage=decoder", "callbacks=preview_decoder"], compose.CONF, complete=True)
     assert "data.path=  a folder made by" in str(refusal.value)
     with pytest.raises(ValueError, match=r"clip.folder=  run folder of the CLIP that made the cache"):
-        configuration.checked(
-            "train", ["experiment=decoder_toy", "callbacks=frechet_decoder"], configuration.CONF, complete=True
-        )
+        compose.checked("train", ["experiment=decoder_toy", "callbacks=frechet_decoder"], compose.CONF, complete=True)
 
 
 def test_a_perceptual_loss_without_a_network_names_the_override_that_does_without(shapes, tmp_path, monkeypatch):
@@ -159,7 +156,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(cached, tmp_path, monkeypatch):
         with open("/dev/full", "wb", buffering=0) as device:
             save(checkpoint, device)
 
-    monkeypatch.setattr("open_kandinsky.callbacks.checkpoint_io.torch.save", full)
+    monkeypatch.setattr("open_kandinsky.training.checkpointing.torch.save", full)
     every = ["callbacks.checkpoint.every_n_train_steps=1", "data.val_path=null", f"run_dir='{tmp_path}/a'"]
     with pytest.raises(OSError) as stop:
         train(config("prior_linear", cached, *every))
@@ -199,11 +196,11 @@ def test_weights_that_cannot_be_written(tmp_path):
 
 
 def test_a_shard_of_a_cache_that_cannot_be_written(tmp_path):
-    from open_kandinsky.data.caches.rows import Rows
-    from open_kandinsky.data.caches.shard import write_shard
+    from open_kandinsky.data.cache.rows import CacheRows
+    from open_kandinsky.data.cache.shard import write_shard
 
     with small_files(), pytest.raises(OSError) as stop:
-        write_shard(tmp_path / "0.safetensors", Rows({"a": torch.zeros(1, 10_000)}, ["c"], ["k"]), {})
+        write_shard(tmp_path / "0.safetensors", CacheRows({"a": torch.zeros(1, 10_000)}, ["c"], ["k"]), {})
     assert failures.message(stop.value).startswith(f"{tmp_path}/0.safetensors: ")
     assert list(tmp_path.iterdir()) == []
 

@@ -15,8 +15,8 @@ from makers.system import PARTS, config, stage
 from omegaconf import OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from open_kandinsky import configuration
-from open_kandinsky.stages.recomputing import saved, storages
+from open_kandinsky.config import compose
+from open_kandinsky.stages.parallel import saved, storages
 
 EXPERIMENTS = BENCHMARKS.parent / "conf" / "experiment"
 CLAIMS = sorted((BENCHMARKS / "claims").glob("*.py"))
@@ -122,7 +122,7 @@ def test_a_recipe_says_what_is_counted(recipe):
     flops = float(re.search(r"([\d,]+) GFLOP an example", text)[1].replace(",", ""))
     known = "data.path=none" if "data.path=" in text else "data.urls=none"
     cost = module("cost")
-    cfg = configuration.compose("train", [f"experiment={recipe.relative_to(EXPERIMENTS).with_suffix('')}", known])
+    cfg = compose.compose("train", [f"experiment={recipe.relative_to(EXPERIMENTS).with_suffix('')}", known])
     with FakeTensorMode():
         told = cost.report(cfg, cost.counted(cost.made(cfg), cfg))
     assert cfg.data.batch_size == batch

@@ -10,13 +10,9 @@ import torch
 from makers.cache import NULL, RECIPE, closed, data, encoded, folder, rows
 from safetensors.torch import save_file
 
-from open_kandinsky.data.caches.fields import fields_of
-from open_kandinsky.data.caches.folder import begin, finish, read_manifest, shard_files
-from open_kandinsky.data.caches.rows import Rows, rows_of
-from open_kandinsky.data.caches.shard import read_about, read_shard, write_shard
-from open_kandinsky.data.caches.states import before, kept, of_all, of_words
-from open_kandinsky.data.caches.streamed import CacheShards, PrepareCached
-from open_kandinsky.data.moments import Moments
+from open_kandinsky.data.cache.folder import CacheShards, PrepareCached, begin, finish, read_manifest, shard_files
+from open_kandinsky.data.cache.rows import CacheRows, before, kept, of_all, of_words, rows_of
+from open_kandinsky.data.cache.shard import RunningMoments, fields_of, read_about, read_shard, write_shard
 
 
 def keys_of(loader):
@@ -98,7 +94,7 @@ def test_statistics_are_numpys(tmp_path):
 def test_statistics_of_a_latent_are_its_channels(tmp_path):
     (tmp_path / "c").mkdir()
     z, path = torch.randn(5, 4, 3, 2), tmp_path / "c" / "0.safetensors"
-    write_shard(path, Rows({"z": z.half(), "caption_from": torch.arange(6)}, list("abcde"), list("abcde")), {})
+    write_shard(path, CacheRows({"z": z.half(), "caption_from": torch.arange(6)}, list("abcde"), list("abcde")), {})
     closed(tmp_path / "c")
     mean, std = data(tmp_path / "c", fields=["z"]).statistics("z")
     stored = z.half().double()
@@ -142,11 +138,11 @@ def test_what_an_older_version_made_is_refused_not_misread(tmp_path):
 def test_moments_survive_a_large_offset_and_any_split():
     """Sums of squares would lose every digit at this offset."""
     values = 1e8 + np.random.default_rng(0).normal(size=(1000, 3))
-    parts = [Moments(dim=3) for _ in range(3)]
+    parts = [RunningMoments(dim=3) for _ in range(3)]
     for at, some in enumerate(np.array_split(values, 17)):
         parts[at % 3].update(torch.from_numpy(some))
-    total = Moments(dim=3)
-    for part in [*parts, Moments(dim=3)]:
+    total = RunningMoments(dim=3)
+    for part in [*parts, RunningMoments(dim=3)]:
         total.merge(part)
     total.update(torch.empty(0, 3))
     np.testing.assert_allclose(total.mean.numpy(), values.mean(0), rtol=1e-14)
@@ -351,7 +347,7 @@ def test_a_stream_draws_captions_and_buckets_by_latent(tmp_path):
     drawn = {prepare.row(examples[4], None, random.Random(at))["caption"] for at in range(100)}
     assert drawn == {f"4/{at}" for at in range(5)} and prepare.bucket(examples[0]) is None
     (tmp_path / "z").mkdir()
-    z = Rows({"z": torch.randn(2, 4, 3, 2).half(), "caption_from": torch.arange(3)}, ["a", "b"], ["a", "b"])
+    z = CacheRows({"z": torch.randn(2, 4, 3, 2).half(), "caption_from": torch.arange(3)}, ["a", "b"], ["a", "b"])
     write_shard(tmp_path / "z" / "0.safetensors", z, {})
     closed(tmp_path / "z")
     shards, prepare = streamed(tmp_path / "z", ["z"])

@@ -16,14 +16,21 @@ from makers.shards import picture, sample
 from omegaconf import OmegaConf
 from PIL import Image, ImageFile
 
-from open_kandinsky import nodes
-from open_kandinsky.data.pairs.buckets import AspectBuckets, OneShape, Shape
-from open_kandinsky.data.pairs.captions import Captions
-from open_kandinsky.data.pairs.filters import Filters
-from open_kandinsky.data.pairs.rows import CaptionChooser, Chooser, Pairs, Shapes
-from open_kandinsky.data.tars.index import Indexer
-from open_kandinsky.data.tars.sample import Raw
-from open_kandinsky.data.tars.tar import Sidecars
+from open_kandinsky.config import validate
+from open_kandinsky.data.pairs import (
+    AspectBuckets,
+    CaptionChooser,
+    Captions,
+    Chooser,
+    Filters,
+    OneShape,
+    Pairs,
+    Shape,
+    Shapes,
+)
+from open_kandinsky.data.tar.index import Indexer
+from open_kandinsky.data.tar.reader import Sidecars
+from open_kandinsky.data.tar.sample import Raw
 from open_kandinsky.data.transforms import MAX_PIXELS, ClipPixels, Pixels, covering, image_size, open_image
 
 ANY = dict(min_side=None, min_pixels=None, max_aspect=None, known={}, if_known={}, labels={})
@@ -320,7 +327,7 @@ CHOICES = [
 @pytest.mark.parametrize("path", sorted(CHOICES), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_each_choice_can_be_built(path):
     node = OmegaConf.load(path)
-    nodes.refuse_misfits(OmegaConf.to_container(node, resolve=False))
+    validate.refuse_misfits(OmegaConf.to_container(node, resolve=False))
     cfg = OmegaConf.create({"dims": {"image_size": 256}, "node": node})
     made = instantiate(cfg.node)
     likeness = {"filters": Chooser, "caption": CaptionChooser, "buckets": Shapes, "sidecars": Sidecars}

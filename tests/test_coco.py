@@ -11,7 +11,7 @@ from makers.pictures import refused
 from omegaconf import OmegaConf
 from PIL import Image
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.data.coco import CAPTIONS, IMAGES, Coco
 
 
@@ -133,12 +133,12 @@ def test_a_smaller_set_is_one_and_says_that_it_is(coco):
 def test_val2014_is_known_by_its_counts(coco, monkeypatch):
     for name, parts in {"IMAGES": coco.images, "CAPTIONS": coco.captions}.items():
         assert not coco.is_val2014
-        monkeypatch.setattr(f"open_kandinsky.data.coco.annotations.{name}", len(parts))
+        monkeypatch.setattr(f"open_kandinsky.data.coco.folder.{name}", len(parts))
     assert coco.is_val2014
 
 
 def test_counts_stand_in_the_config_as_in_the_code():
-    published = OmegaConf.to_container(configuration.compose("coco"))["published"]
+    published = OmegaConf.to_container(compose.compose("coco"))["published"]
     assert (published["images"], published["captions"]) == (IMAGES, CAPTIONS) == (40504, 202654)
 
 

@@ -17,9 +17,9 @@ from makers.pictures import refused
 
 from open_kandinsky import cli
 from open_kandinsky.coco import main
-from open_kandinsky.data.coco import Coco, download, unpack
-from open_kandinsky.data.coco.download import Archive
-from open_kandinsky.data.coco.fetch import Published, fetch
+from open_kandinsky.data.coco import Coco
+from open_kandinsky.data.coco import fetch as fetching
+from open_kandinsky.data.coco.fetch import CocoRelease, RemoteArchive, fetch
 
 NOTES, PICTURES = ZIPS = ("annotations_trainval2014.zip", "val2014.zip")
 NOWHERE = "http://127.0.0.1:9"  # a port that nobody listens on
@@ -97,14 +97,14 @@ def to(tmp_path):
 
 def archive(path, url):
     data = path.read_bytes()
-    return Archive(url=f"{url}/{path.name}", size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return RemoteArchive(url=f"{url}/{path.name}", size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 @pytest.fixture
 def published(zips, folder, server):
     set_ = Coco.open(folder)
     notes, pictures = (archive(zips / name, server.url) for name in ZIPS)
-    return Published(annotations=notes, pictures=pictures, images=len(set_.images), captions=len(set_.captions))
+    return CocoRelease(annotations=notes, pictures=pictures, images=len(set_.images), captions=len(set_.captions))
 
 
 def changed(published, part, **changes):
@@ -274,7 +274,7 @@ def test_another_set_than_was_published(published, to):
 
 def test_stopped_while_unpacking(published, server, to, assert_fetched, monkeypatch):
     """What was written whole is kept, what was not is written again, and val2014 is there only in the end."""
-    extract, done = unpack.extract, []
+    extract, done = fetching.extract, []
 
     def stops(zipped, member, path):
         if len(done) == 5:
@@ -283,12 +283,12 @@ def test_stopped_while_unpacking(published, server, to, assert_fetched, monkeypa
         extract(zipped, member, path)
         done.append(path.name)
 
-    monkeypatch.setattr(unpack, "extract", stops)
+    monkeypatch.setattr(fetching, "extract", stops)
     with pytest.raises(KeyboardInterrupt):
         fetch(to, published)
     assert not (to / "val2014").exists()
-    kept = {path.name: time for path, time in times(to / unpack.PART).items() if path.name in done}
-    monkeypatch.setattr(unpack, "extract", extract)
+    kept = {path.name: time for path, time in times(to / fetching.PART).items() if path.name in done}
+    monkeypatch.setattr(fetching, "extract", extract)
     fetch(to, published)
     assert_fetched()
     assert len(kept) == 4 and all((to / "val2014" / name).stat().st_mtime_ns == kept[name] for name in kept)
@@ -298,10 +298,10 @@ def test_stopped_while_unpacking(published, server, to, assert_fetched, monkeypa
 def test_stopped_while_moving(published, to, folder, assert_fetched):
     """Some are in their place, some are not yet, and one of these has lost its blocks to a power cut."""
     shutil.copytree(folder / "val2014", to / "val2014")
-    (to / unpack.PART).mkdir()
+    (to / fetching.PART).mkdir()
     for path in sorted((to / "val2014").iterdir())[6:]:
-        path.replace(to / unpack.PART / path.name)
-    empty = next((to / unpack.PART).iterdir())
+        path.replace(to / fetching.PART / path.name)
+    empty = next((to / fetching.PART).iterdir())
     empty.write_bytes(bytes(empty.stat().st_size))
     fetch(to, published)
     assert_fetched()
@@ -330,17 +330,17 @@ def test_an_archive_that_reaches_out_of_its_folder(tmp_path):
     archive, into = tmp_path / PICTURES, tmp_path / "deep" / "down" / "to"
     maker.write_zip(archive, {f"val2014/{name}": b"good"} | dict.fromkeys(evil, b"evil"))
     into.mkdir(parents=True)
-    unpack.unpack_pictures(archive, into)
+    fetching.unpack_pictures(archive, into)
     assert files(tmp_path) == {f"deep/down/to/val2014/{name}": b"good", PICTURES: archive.read_bytes()}
 
 
 def test_archives_that_are_none(tmp_path):
     path = tmp_path / PICTURES
     path.write_bytes(b"no zip at all")
-    refused("val2014.zip: damaged, or no zip .*`make coco`", unpack.unpack_pictures, path, tmp_path)
+    refused("val2014.zip: damaged, or no zip .*`make coco`", fetching.unpack_pictures, path, tmp_path)
     maker.write_zip(path, {"train2014/a.jpg": b""})
-    refused("holds no .*val2014.*, but train2014/a.jpg", unpack.unpack_pictures, path, tmp_path)
-    refused("holds no .*captions_val2014", unpack.unpack_captions, path, tmp_path)
+    refused("holds no .*val2014.*, but train2014/a.jpg", fetching.unpack_pictures, path, tmp_path)
+    refused("holds no .*captions_val2014", fetching.unpack_captions, path, tmp_path)
 
 
 def test_an_archive_with_a_damaged_member(zips, tmp_path):
@@ -348,7 +348,7 @@ def test_an_archive_with_a_damaged_member(zips, tmp_path):
     with zipfile.ZipFile(zips / PICTURES) as zipped:
         data[zipped.infolist()[3].header_offset + 200] ^= 255
     path.write_bytes(data)
-    refused("val2014.zip: damaged", unpack.unpack_pictures, path, tmp_path)
+    refused("val2014.zip: damaged", fetching.unpack_pictures, path, tmp_path)
     assert not (tmp_path / "val2014").exists()
 
 
@@ -356,6 +356,6 @@ def test_a_full_disk_is_not_taken_for_a_lost_network(published, to, monkeypatch)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(download, "append", full)
+    monkeypatch.setattr(fetching, "append", full)
     with pytest.raises(OSError, match="No space left"):
         fetch(to, published)

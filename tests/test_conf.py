@@ -6,8 +6,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from open_kandinsky import nodes
 from open_kandinsky.cli import VERBS
+from open_kandinsky.config import validate
 
 CONF = Path(__file__).parents[1] / "conf"
 PRIMARY = sorted(p.stem for p in CONF.glob("*.yaml") if p.stem != "quiet")
@@ -28,19 +28,19 @@ def tree(cfg):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_each_node_of_an_experiment_fits_its_signature(experiment):
-    nodes.refuse_misfits(tree(load("train", f"experiment={experiment}")))
+    validate.refuse_misfits(tree(load("train", f"experiment={experiment}")))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_each_node_of_a_protocol_fits_its_signature(protocol):
     cfg = load("evaluate", f"protocol={protocol}", "weights=w", "out=o")
-    nodes.refuse_misfits(tree(cfg))
+    validate.refuse_misfits(tree(cfg))
     assert (cfg.protocol.get("name") or "shapes") == protocol
 
 
 @pytest.mark.parametrize("name", PRIMARY)
 def test_each_node_of_a_verb_fits_its_signature(name):
-    nodes.refuse_misfits(tree(load(name)))
+    validate.refuse_misfits(tree(load(name)))
 
 
 @pytest.mark.parametrize("name", PRIMARY)

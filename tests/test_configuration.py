@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from open_kandinsky import configuration, failures
+from open_kandinsky.config import compose
+from open_kandinsky.core import failures
 
 ROOT = Path(__file__).parents[1]
 TREE = {
@@ -81,7 +82,7 @@ MISTAKES = {
 @pytest.mark.parametrize("typed", MISTAKES)
 def test_a_mistake_names_the_way_out(conf, typed):
     with pytest.raises(ValueError) as refusal:
-        configuration.compose("train", [typed], conf)
+        compose.compose("train", [typed], conf)
     assert MISTAKES[typed] in str(refusal.value)
     assert failures.message(refusal.value) == str(refusal.value)
 
@@ -97,18 +98,18 @@ RIGHT = [
 
 @pytest.mark.parametrize("typed", RIGHT)
 def test_what_fits_is_accepted(conf, typed):
-    configuration.compose("train", [typed], conf)
+    compose.compose("train", [typed], conf)
 
 
 def test_the_composed_config_is_resolved_and_without_hydras_part(conf):
-    cfg = configuration.compose("train", ["experiment=movq_toy"], conf)
+    cfg = compose.compose("train", ["experiment=movq_toy"], conf)
     assert (cfg.seed, cfg.run_dir, cfg.stage.optimizer.params.in_features) == (3, "runs/movq_toy", 8)
     assert "hydra" not in cfg and "${" not in OmegaConf.to_yaml(cfg)
 
 
 def test_missing_values_are_listed_together_with_what_each_takes(conf):
     with pytest.raises(ValueError, match="these need a value") as refusal:
-        configuration.compose("wanting", [], conf)
+        compose.compose("wanting", [], conf)
     lines = str(refusal.value).splitlines()[1:]
     assert [line.split() for line in lines] == [
         ["weights=", "a", "run", "folder", "or", "a", "hub", "id"],
@@ -126,11 +127,11 @@ def test_missing_values_are_listed_together_with_what_each_takes(conf):
 )
 def test_a_node_that_does_not_fit_is_refused(conf, name, text):
     with pytest.raises(ValueError, match=text):
-        configuration.compose(name, [], conf)
+        compose.compose(name, [], conf)
 
 
 def test_save_writes_the_resolved_config(tmp_path):
-    configuration.save(OmegaConf.create({"a": "${b}", "b": 2}), tmp_path / "run" / "config.yaml")
+    compose.save(OmegaConf.create({"a": "${b}", "b": 2}), tmp_path / "run" / "config.yaml")
     assert (tmp_path / "run" / "config.yaml").read_text() == "a: 2\nb: 2\n"
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
@@ -142,7 +143,7 @@ def test_save_on_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, mon
     (tmp_path / "config.yaml").write_text("old")
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError) as error:
-        configuration.save(OmegaConf.create({"a": 1}), tmp_path / "config.yaml")
+        compose.save(OmegaConf.create({"a": 1}), tmp_path / "config.yaml")
     told = failures.message(error.value)
     assert told == f"{tmp_path / 'config.yaml'}: No space left on device; nothing was overwritten"
     assert (tmp_path / "config.yaml").read_text() == "old"
@@ -156,9 +157,9 @@ def test_a_bug_is_not_told_as_a_persons_mistake():
 PROGRAM = """
 import sys
 from pathlib import Path
-from open_kandinsky.configuration import verb
+from open_kandinsky.config.compose import command
 
-@verb("small", Path(sys.argv.pop(1)))
+@command("small", Path(sys.argv.pop(1)))
 def main(cfg):
     print("ran with", cfg.seed)
     {}

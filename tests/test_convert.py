@@ -11,7 +11,7 @@ from makers.system import PARTS, config, untrained
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.convert import convert
 from open_kandinsky.loading import load
 from open_kandinsky.train import train
@@ -24,7 +24,7 @@ CAPTIONS = ["a red circle", "two green squares on a blue ground"]
 def converted(source, out, *more):
     each = [f"{part}: '{path}'" for part, path in source.items()] if isinstance(source, dict) else []
     typed = f"{{{', '.join(each)}}}" if each else f"'{source}'"
-    return convert(configuration.compose("convert", [f"from={typed}", f"to='{out}'", *more]))
+    return convert(compose.compose("convert", [f"from={typed}", f"to='{out}'", *more]))
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,12 @@ from makers.shards import picture, sample, write_tar
 from makers.web import serving
 from pyarrow import parquet
 
-from open_kandinsky.data.pairs.buckets import AspectBuckets
-from open_kandinsky.data.pairs.captions import Captions
-from open_kandinsky.data.pairs.filters import Filters
-from open_kandinsky.data.pairs.rows import Pairs
-from open_kandinsky.data.tars import opening, tar
-from open_kandinsky.data.tars.index import Indexer, ShardIndex
-from open_kandinsky.data.tars.sidecars import BROKEN, MISSING, NoSidecars, ParquetSidecars, beside
-from open_kandinsky.data.tars.tally import Skipped
-from open_kandinsky.data.tars.tar import CUT, GONE, TarShards
+from open_kandinsky.data.pairs import AspectBuckets, Captions, Filters, Pairs
+from open_kandinsky.data.tar import opening, reader
+from open_kandinsky.data.tar.index import Indexer, ShardIndex
+from open_kandinsky.data.tar.reader import CUT, GONE, TarShards
+from open_kandinsky.data.tar.sample import BROKEN, MISSING, NoSidecars, ParquetSidecars, beside
+from open_kandinsky.data.tar.stats import SampleStats
 from open_kandinsky.data.transforms import Pixels
 
 SHARDS, EACH = 6, 40
@@ -115,9 +112,9 @@ def test_training_goes_on_and_the_counts_are_exact(tmp_path, files, monkeypatch)
     turn = iter(range(10**9))
     with serving(contents, fault=lambda path, body: ("cut" if next(turn) % 5 == 0 else None) if body else None) as web:
         urls = [f"{web.address}/{shard:05d}.tar" for shard in range(SHARDS)]
-        index = Indexer(folder=str(tmp_path / "index"), threads=2, count=tar.count)(urls)
+        index = Indexer(folder=str(tmp_path / "index"), threads=2, count=reader.count)(urls)
         assert index.counts == [EACH] * SHARDS
-        tally = Skipped(max_bad_share=0.1)
+        tally = SampleStats(max_bad_share=0.1)
         keys = trained_on(TarShards(index, ParquetSidecars(columns=["similarity"])), tally)
     assert counted(tally) == dict(expected)
     assert tally.seen == SHARDS * EACH == len(keys) + tally.bad + tally.filtered
@@ -140,7 +137,7 @@ def test_shards_that_lose_samples_while_they_are_used(tmp_path, files):
     )  # ten samples, and half a header
     write_tar(tmp_path / "00004.tar", {f"{row}": sample(row) for row in range(25)})
     (tmp_path / "00005.tar").unlink()
-    tally = Skipped(max_bad_share=1.0)
+    tally = SampleStats(max_bad_share=1.0)
     keys = trained_on(shards, tally)
     assert counted(tally)[CUT] == 30 and counted(tally)[GONE] == 15 + 40
     assert tally.seen == SHARDS * EACH == len(keys) + tally.bad + tally.filtered
@@ -152,7 +149,7 @@ def test_shards_that_lose_samples_while_they_are_used(tmp_path, files):
 def test_columns_join_by_key(tmp_path):
     url = str(tmp_path / "0.tar")
     write_sidecar(url, key=["b", "a"], similarity=[0.1, None], all_captions=[["x", "y"], None], width=[3, 4])
-    tally = Skipped(max_bad_share=0.0)
+    tally = SampleStats(max_bad_share=0.0)
     facts = ParquetSidecars(columns=["similarity", "all_captions", "not there"]).facts(url, tally)
     assert facts.of("0/deep/b") == {"similarity": 0.1, "all_captions": ["x", "y"]}
     assert facts.of("0/a") == {} == facts.of("0/c") and tally.clean
@@ -165,7 +162,7 @@ def test_what_is_no_side_file_is_remarked_once(tmp_path, content):
         write_sidecar(url, nokey=[1])
     else:
         (tmp_path / "0.parquet").write_bytes(content)
-    tally = Skipped(max_bad_share=0.0)
+    tally = SampleStats(max_bad_share=0.0)
     for _ in range(3):
         assert ParquetSidecars(columns=["similarity"]).facts(url, tally).of("0/a") == {}
     assert tally.remarks == {BROKEN: {url}} and not tally.bad
@@ -174,7 +171,7 @@ def test_what_is_no_side_file_is_remarked_once(tmp_path, content):
 
 @pytest.mark.parametrize("url", ["pipe:cat 0.tar", "0.tgz"])
 def test_beside_what_no_side_file_lies(url):
-    tally = Skipped(max_bad_share=0.0)
+    tally = SampleStats(max_bad_share=0.0)
     ParquetSidecars(columns=["similarity"]).facts(url, tally)
     assert tally.remarks == {MISSING: {url}}
 
@@ -188,5 +185,5 @@ def test_the_facts_come_with_the_sample(tmp_path):
     url = write_tar(tmp_path / "0.tar", {"a": sample(1), "b": sample(2)})
     write_sidecar(url, key=["a"], similarity=[0.5])
     shards = TarShards(ShardIndex([url], [2]), ParquetSidecars(columns=["similarity"]))
-    found = [raw for _, raw in shards.read(0, range(2), Skipped(max_bad_share=0.0))]
+    found = [raw for _, raw in shards.read(0, range(2), SampleStats(max_bad_share=0.0))]
     assert [dict(raw.facts) for raw in found] == [{"similarity": 0.5}, {}]

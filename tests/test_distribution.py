@@ -7,8 +7,8 @@ import torch
 from makers.ranks import ranks
 from makers.together import CASES, STEPS, run
 
-from open_kandinsky.callbacks.sharded import settle
-from open_kandinsky.weights import checkpoint, checkpoint_folder
+from open_kandinsky.training.checkpointing import settle
+from open_kandinsky.weights import checkpoint
 
 ALONE = {}
 
@@ -86,7 +86,7 @@ def test_what_was_written_either_way_is_gone_on_from_sharded(tmp_path, case, fir
     assert half.is_file() == (first == "ddp")
     found = ranks(2, run, case, "fsdp", 2, 8, (), str(half), str(half))
     assert_same(found[0], alone(case, 8), steps=4)
-    assert checkpoint_folder.is_folder(half) and [path.name for path in tmp_path.iterdir()] == ["half.ckpt"]
+    assert checkpoint.is_folder(half) and [path.name for path in tmp_path.iterdir()] == ["half.ckpt"]
 
 
 @pytest.mark.slow
@@ -118,7 +118,7 @@ def test_recomputed_and_compiled_networks_train_alike(case, way, strategy):
 
 def folder(path, text):
     path.mkdir()
-    for name in (checkpoint_folder.META, checkpoint_folder.INDEX):
+    for name in (checkpoint.META, checkpoint.INDEX):
         (path / name).write_text(text)
     return path
 
@@ -145,17 +145,17 @@ def test_a_machine_that_stops_leaves_a_checkpoint_that_opens(tmp_path, monkeypat
     except InterruptedError:
         pass
     monkeypatch.undo()
-    found = checkpoint_folder.standing(tmp_path / "last.ckpt")
-    assert checkpoint_folder.is_folder(found)
-    assert (found / checkpoint_folder.META).read_text() == ("old" if stop < 3 else "new")
+    found = checkpoint.standing(tmp_path / "last.ckpt")
+    assert checkpoint.is_folder(found)
+    assert (found / checkpoint.META).read_text() == ("old" if stop < 3 else "new")
 
 
 def test_an_index_that_would_run_code_is_refused(tmp_path):
     import pickle
 
     path = folder(tmp_path / "a.ckpt", "")
-    (path / checkpoint_folder.INDEX).write_bytes(pickle.dumps(os.system))
+    (path / checkpoint.INDEX).write_bytes(pickle.dumps(os.system))
     with pytest.raises(ValueError, match="damaged .it would call posix.system"):
-        checkpoint_folder.read(path, "state_dict")
+        checkpoint.read(path, "state_dict")
     with pytest.raises(ValueError, match="not a whole checkpoint"):
-        checkpoint_folder.read(tmp_path, "state_dict")
+        checkpoint.read(tmp_path, "state_dict")

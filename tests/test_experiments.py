@@ -6,12 +6,12 @@ import pytest
 import torch
 from makers.pictures import photo, right_third
 
-from open_kandinsky import configuration
-from open_kandinsky.configuration import CONF
+from open_kandinsky.config import CONF, compose
 from open_kandinsky.data.shapes.world import toy_world
 from open_kandinsky.data.shapes.write import write_shapes
 from open_kandinsky.loading import load
-from open_kandinsky.train import part_of, train
+from open_kandinsky.train import train
+from open_kandinsky.weights.build import part_of
 
 pytestmark = pytest.mark.slow
 
@@ -64,8 +64,8 @@ def pictures(tmp_path_factory):
 
 def typed(name, runs, pictures, cached, system):
     """What makes an experiment small. Its own choices stay: loss, schedule, optimiser, averages, conditions."""
-    plain = configuration.compose("train", [f"experiment={name}", *placeholders(name)])
-    part = part_of(plain.stage)
+    plain = compose.compose("train", [f"experiment={name}", *placeholders(name)])
+    part = part_of(plain)
     overrides = [f"experiment={name}", *DIMS, *SMALL[part], *MACHINE, f"run_dir='{runs / name}'"]
     overrides += PRIORS[plain.stage.network._target_.rpartition(".")[2]] if part == "prior" else []
     if part in ("clip", "movq"):
@@ -87,7 +87,7 @@ def typed(name, runs, pictures, cached, system):
 def placeholders(name):
     """Values for what an experiment leaves open, so that it can be composed to be looked at."""
     try:
-        configuration.compose("train", [f"experiment={name}"])
+        compose.compose("train", [f"experiment={name}"])
     except ValueError as error:
         return [f"{key}=x" for key in re.findall(r"^  ([\w.]+)=", str(error), re.MULTILINE)]
     return []
@@ -106,8 +106,8 @@ ORDER = sorted(EXPERIMENTS, key=lambda name: ("finetune" in name, name))
 @pytest.mark.parametrize("name", ORDER)
 def test_an_experiment_trains_validates_previews_exports_and_draws(name, runs, pictures, cached, system):
     torch.manual_seed(0)
-    cfg = configuration.compose("train", typed(name, runs, pictures, cached, system))
-    folder, part = train(cfg), part_of(cfg.stage)
+    cfg = compose.compose("train", typed(name, runs, pictures, cached, system))
+    folder, part = train(cfg), part_of(cfg)
     assert (folder / "checkpoints" / "last.ckpt").is_file() and (folder / "weights.safetensors").is_file()
     rows = (folder / "metrics.csv").read_text()
     assert "val/" in rows.splitlines()[0], "it was not validated"

@@ -12,12 +12,12 @@ import torch
 from makers.programs import environment
 from PIL import Image
 
-from open_kandinsky import configuration
-from open_kandinsky.data.prompts import read_prompts
-from open_kandinsky.evaluation import gallery
-from open_kandinsky.evaluation.gallery import read_parameters
-from open_kandinsky.failures import message
+from open_kandinsky.config import compose
+from open_kandinsky.core.failures import message
 from open_kandinsky.generate import generate, main
+from open_kandinsky.generation import gallery
+from open_kandinsky.generation.gallery import read_parameters
+from open_kandinsky.generation.prompts import read_prompts
 from open_kandinsky.loading import load
 from open_kandinsky.weights import store
 
@@ -35,7 +35,7 @@ def asked(weights, tmp_path):
         paths = [f"weights='{weights}'", f"out='{tmp_path / out}'"]
         few = [] if any("mode=" in o for o in overrides) else ["prior_steps=2"]
         wanted = [f"prompts={prompts}"] if prompts and few else []
-        return configuration.compose("generate", [*paths, "steps=2", *few, *wanted, *overrides])
+        return compose.compose("generate", [*paths, "steps=2", *few, *wanted, *overrides])
 
     return asked
 

@@ -13,7 +13,7 @@ import torch
 from makers.programs import environment
 from makers.system import config, overrides
 
-from open_kandinsky.failures import message
+from open_kandinsky.core.failures import message
 from open_kandinsky.train import train, trained
 
 FOREVER = ["trainer.max_steps=100000", "stage.lr_schedule.steps=100000", "data.val_path=null"]

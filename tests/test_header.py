@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from open_kandinsky.data.tars.archive import FILE, NAME, Archive, Header
+from open_kandinsky.data.tar.reader import FILE, NAME, Archive, Header
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 NAMES = ["000000001.jpg", "a/b.txt", "é.json", "n" * 99, "n" * 100, "./x.png", "trailing/", "a b\n.jpg"]

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from makers.limited import limited, limits_hold
 from makers.shards import sample, write_tar
 
-from open_kandinsky import configuration
-from open_kandinsky.data.tars import tar
-from open_kandinsky.data.tars.index import ShardIndex
-from open_kandinsky.data.tars.reading import raw_samples, read_samples
-from open_kandinsky.data.tars.sidecars import NoSidecars
-from open_kandinsky.data.tars.tally import Skipped
-from open_kandinsky.failures import message
+from open_kandinsky.config import compose
+from open_kandinsky.core.failures import message
+from open_kandinsky.data.tar import reader
+from open_kandinsky.data.tar.index import ShardIndex
+from open_kandinsky.data.tar.reading import raw_samples, read_samples
+from open_kandinsky.data.tar.sample import NoSidecars
+from open_kandinsky.data.tar.stats import SampleStats
 from open_kandinsky.precompute import precompute
 
 BOUNDED = settings(
@@ -45,7 +45,7 @@ def written(rows, form=tarfile.GNU_FORMAT):
 
 def read(path):
     """Keys of what is given, and how many samples count as bad, read from first to last."""
-    tally = Skipped(max_bad_share=1.0)
+    tally = SampleStats(max_bad_share=1.0)
     return [raw.key for raw in raw_samples([str(path)], tally)], tally
 
 
@@ -66,7 +66,7 @@ def test_each_zeroed_header_of_thirty_samples_is_told_and_counted(tmp_path, bloc
         assert len(found) + tally.bad == 30, f"header at {place}"
         assert found == [f"x/{at:04d}" for at in range(len(found))]
         assert place == 0 or f"zeros at byte {place}, and more after them" in reason.detail
-        assert tar.count(str(path)).problem is not None
+        assert reader.count(str(path)).problem is not None
 
 
 def test_an_end_is_told_from_a_hole(tmp_path):
@@ -78,7 +78,7 @@ def test_an_end_is_told_from_a_hole(tmp_path):
         assert len(found) == 3 and tally.clean
     for more in (body + body, body + b"x", body + bytes(2 << 20)):
         path.write_bytes(more)
-        assert "more after them" in tar.count(str(path)).problem and len(read(path)[0]) == 3
+        assert "more after them" in reader.count(str(path)).problem and len(read(path)[0]) == 3
     path.write_bytes(body + body)
     assert read(path)[1].bad == 3, "tars that were put one behind the other are one tar and a rest"
 
@@ -88,13 +88,13 @@ def test_what_img2dataset_counted_and_is_not_there_is_told(tmp_path, system):
     url = write_tar(tmp_path / "set" / "00000.tar", {f"{at:03d}": sample(at) for at in range(6)})
     (tmp_path / "set" / "00000_stats.json").write_text(json.dumps({"successes": 8}))
     paths = [f"urls='{tmp_path}/set'", f"out='{tmp_path}/out'", f"clip='{system}'", "max_bad_share=0.5"]
-    out = precompute(configuration.compose("precompute", paths))
+    out = precompute(compose.compose("precompute", paths))
     assert json.loads((out / "manifest.json").read_text())["skipped"] == {"seen": 8, "bad": 2}
     body = open(url, "rb").read()
     open(url, "wb").write(body[:4000])
     paths[1] = f"out='{tmp_path}/cut'"
     with pytest.raises(ValueError, match=r"7 of 8 samples cannot be used(.|\n)*cut before byte") as refusal:
-        precompute(configuration.compose("precompute", paths))
+        precompute(compose.compose("precompute", paths))
     assert message(refusal.value)
 
 
@@ -103,9 +103,9 @@ def test_precompute_of_a_shard_with_a_hole_does_not_go_on_in_silence(tmp_path, s
     (tmp_path / "00000.tar").write_bytes(body[: headers[9]] + bytes(512) + body[headers[9] + 512 :])
     paths = [f"urls='{tmp_path}'", f"out='{tmp_path}/out'", f"clip='{system}'"]
     with pytest.raises(ValueError, match=r"27 of 30 samples cannot be used(.|\n)*zeros at byte") as refusal:
-        precompute(configuration.compose("precompute", paths))
+        precompute(compose.compose("precompute", paths))
     assert message(refusal.value)
-    out = precompute(configuration.compose("precompute", [*paths, "max_bad_share=0.95"]))
+    out = precompute(compose.compose("precompute", [*paths, "max_bad_share=0.95"]))
     assert json.loads((out / "manifest.json").read_text())["skipped"] == {"seen": 30, "bad": 27}
 
 
@@ -120,9 +120,9 @@ def test_files_that_are_not_neighbours_are_told_so(tmp_path):
                 info.size = len(members[kind])
                 archive.addfile(info, io.BytesIO(members[kind]))
     told = "120 samples are in pieces: a sample's files must be neighbours"
-    assert tar.count(str(path)).problem.startswith(told)
+    assert reader.count(str(path)).problem.startswith(told)
     with pytest.raises(ValueError, match="a sample's files must be neighbours in their tar") as refusal:
-        list(read_samples(str(path), Skipped(max_bad_share=0.1)))
+        list(read_samples(str(path), SampleStats(max_bad_share=0.1)))
     assert message(refusal.value)
 
 
@@ -132,11 +132,11 @@ def test_files_that_are_not_neighbours_are_told_so(tmp_path):
 def read_limited(path):
     """As training reads them: index, and every sample of it; and as precompute does."""
     start = time.perf_counter()
-    counted = tar.count(path)
-    tally = Skipped(max_bad_share=1.0)
-    shards = tar.TarShards(ShardIndex([path], [counted.count]), NoSidecars())
+    counted = reader.count(path)
+    tally = SampleStats(max_bad_share=1.0)
+    shards = reader.TarShards(ShardIndex([path], [counted.count]), NoSidecars())
     given = [raw for _, raw in shards.read(0, range(counted.count), tally)]
-    whole = list(read_samples(path, Skipped(max_bad_share=1.0)))
+    whole = list(read_samples(path, SampleStats(max_bad_share=1.0)))
     told = [reason.detail for reason in tally.reasons.values()] + [raw.large for raw in given if raw.large]
     return counted.count, counted.problem, [one.key for one in whole], told, time.perf_counter() - start
 
@@ -282,13 +282,13 @@ def test_whatever_is_done_to_a_tar_each_of_its_samples_is_given_or_counted(tmp_p
         else:
             spoilt = PACKED[packing](change(body, data.draw, headers))
         path.write_bytes(spoilt)
-        tally = Skipped(max_bad_share=1.0)
-        shards = tar.TarShards(ShardIndex([str(path)], [rows]), NoSidecars())
+        tally = SampleStats(max_bad_share=1.0)
+        shards = reader.TarShards(ShardIndex([str(path)], [rows]), NoSidecars())
         given_ = list(shards.read(0, range(rows), tally))
         assert len(given_) + tally.bad == rows, "of what the index counted"
         found, through = read(path)
         assert {raw.key for _, raw in given_} <= set(found), "training gives what reading through gives"
-        outcomes.append((len(given_) < rows, tar.count(str(path)).problem is not None or through.bad > 0))
+        outcomes.append((len(given_) < rows, reader.count(str(path)).problem is not None or through.bad > 0))
         if len(found) < rows:
             assert not through.clean, "and what is missing is told"
 
@@ -302,4 +302,4 @@ def test_a_whole_tar_is_whole_in_every_form(tmp_path):
         for packing, pack in PACKED.items():
             (tmp_path / "x.tar").write_bytes(pack(written(5, form)[0]))
             found, tally = read(tmp_path / "x.tar")
-            assert len(found) == 5 and tally.clean and tar.count(str(tmp_path / "x.tar")) == (5, None), packing
+            assert len(found) == 5 and tally.clean and reader.count(str(tmp_path / "x.tar")) == (5, None), packing

@@ -11,9 +11,9 @@ import pytest
 from makers.shards import sample, write_folder, write_tar
 from makers.web import serving
 
-from open_kandinsky.data.tars import tar
-from open_kandinsky.data.tars.index import Indexer, ShardIndex, count_stats
-from open_kandinsky.data.tars.urls import shard_urls
+from open_kandinsky.data.tar import reader
+from open_kandinsky.data.tar.index import Indexer, ShardIndex, count_stats
+from open_kandinsky.data.tar.opening import shard_urls
 
 
 class Counter:
@@ -24,7 +24,7 @@ class Counter:
 
     def count(self, url):
         self.asked.append(url)
-        return tar.count(url)
+        return reader.count(url)
 
 
 def indexer(tmp_path, count, threads=2):
@@ -79,7 +79,7 @@ def test_shards_that_break_off_are_named_each_time(tmp_path, caplog):
     for _ in range(2):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            index = indexer(tmp_path, tar.count)(urls)
+            index = indexer(tmp_path, reader.count)(urls)
         assert index.counts == [4, 3, 0] and list(index.problems) == urls[1:]
         assert "2 shard(s) are damaged" in caplog.text and urls[1] in caplog.text and urls[2] in caplog.text
 
@@ -101,7 +101,7 @@ def test_a_shard_that_cannot_be_counted_is_named_and_the_others_kept(tmp_path):
     def failing(url):
         if url == urls[1]:
             raise OSError("stale file handle")
-        return tar.count(url)
+        return reader.count(url)
 
     with pytest.raises(OSError, match="stale file handle; 1 shard.*run it again.*00001.tar"):
         indexer(tmp_path, failing)(urls)
@@ -110,7 +110,7 @@ def test_a_shard_that_cannot_be_counted_is_named_and_the_others_kept(tmp_path):
 
 
 def test_an_index_that_was_stopped_goes_on(tmp_path, monkeypatch):
-    from open_kandinsky.data.tars import index as module
+    from open_kandinsky.data.tar import index as module
 
     monkeypatch.setattr(module, "SAVED_EVERY", 2)
     urls = shard_urls(write_folder(tmp_path / "a", [1] * 7))
@@ -147,15 +147,15 @@ def test_stores_without_a_listing_of_files_are_trusted_and_others_compared(tmp_p
     more = open(write_folder(tmp_path / "b", [4]) + "/00000.tar", "rb").read()
     memory = fsspec.filesystem("memory")
     memory.pipe("/set/0.tar", body)
-    assert indexer(tmp_path, tar.count)(["memory://set/0.tar"]).counts == [3]
+    assert indexer(tmp_path, reader.count)(["memory://set/0.tar"]).counts == [3]
     memory.pipe("/set/0.tar", more)
-    assert indexer(tmp_path, tar.count)(["memory://set/0.tar"]).counts == [4]
+    assert indexer(tmp_path, reader.count)(["memory://set/0.tar"]).counts == [4]
     memory.store.clear()
     with serving({"/0.tar": body}) as web:
-        assert indexer(tmp_path, tar.count)([f"{web.address}/0.tar"]).counts == [3]
+        assert indexer(tmp_path, reader.count)([f"{web.address}/0.tar"]).counts == [3]
         web.files["/0.tar"] = more
         web.sent.clear()
-        assert indexer(tmp_path, tar.count)([f"{web.address}/0.tar"]).counts == [3] and not web.sent
+        assert indexer(tmp_path, reader.count)([f"{web.address}/0.tar"]).counts == [3] and not web.sent
 
 
 def test_the_stats_of_img2dataset_save_the_reading(tmp_path):
@@ -170,7 +170,7 @@ def test_the_stats_of_img2dataset_save_the_reading(tmp_path):
         assert "/0.tar" not in {path for path, _ in web.sent}
         assert {f"/{at}.tar" for at in (1, 2, 3)} <= {path for path, _ in web.sent}
         web.files["/0_stats.json"] = json.dumps({"successes": 9}).encode()
-        assert indexer(tmp_path, tar.count)(urls).counts == [3, 4, 5, 6], "counts of another way are not taken over"
+        assert indexer(tmp_path, reader.count)(urls).counts == [3, 4, 5, 6], "counts of another way are not taken over"
 
 
 def test_an_index_of_many_shards_is_read_and_not_counted(tmp_path):
@@ -188,5 +188,5 @@ def test_an_index_of_many_shards_is_read_and_not_counted(tmp_path):
 
 
 def test_counts_of_another_kind_are_another_file(tmp_path):
-    made = [indexer(tmp_path, count).file("s3://b") for count in (tar.count, count_stats, partial(count_stats))]
+    made = [indexer(tmp_path, count).file("s3://b") for count in (reader.count, count_stats, partial(count_stats))]
     assert len(set(made)) == 2

@@ -11,7 +11,7 @@ import pytest
 from makers.compared import gallery
 from makers.ports import free_port
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.judge import judge
 
 
@@ -25,7 +25,7 @@ def asked(tmp_path):
 
 def run(overrides):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are deaf to Ctrl-C
-    return judge(configuration.compose("judge", overrides))
+    return judge(compose.compose("judge", overrides))
 
 
 def vote(url, judge, answer):

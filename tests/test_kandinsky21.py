@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from test_keymap import movq, prior, shapes, text_image, unet
 
 from open_kandinsky.weights import diffusers, kandinsky21
-from open_kandinsky.weights.kandinsky21 import movqgan
+from open_kandinsky.weights.kandinsky21 import folder
 from open_kandinsky.weights.keymap import KeyMap
 
 MANIFESTS = Path(__file__).parent / "data" / "manifests"
@@ -145,7 +145,7 @@ def checkpoint():
     for key, tensor in last.items():
         module, name = key.split(".", 1)
         averages[f"ema_{module}.{name.replace('.', '')}"] = tensor + 1
-    numbers = {f"ema_{module}.{n}": torch.tensor(1) for module in movqgan.MODULES for n in ("decay", "num_updates")}
+    numbers = {f"ema_{module}.{n}": torch.tensor(1) for module in folder.MODULES for n in ("decay", "num_updates")}
     critics = {
         "loss.critic.0.weight": torch.ones(2),
         "loss.perceptual_loss.lin0.model.1.weight": torch.ones(1),
@@ -155,10 +155,10 @@ def checkpoint():
 
 def test_a_training_checkpoint_as_it_was_last_and_averaged(checkpoint):
     last, whole = checkpoint
-    state, dropped = movqgan.raw(whole)
+    state, dropped = folder.raw(whole)
     assert state.keys() == last.keys() and all(torch.equal(state[k], last[k]) for k in last)
     assert dropped["loss."] == 2 and sum(dropped.values()) == len(whole) - len(last)
-    state, dropped = movqgan.ema(whole)
+    state, dropped = folder.ema(whole)
     assert state.keys() == last.keys() and all(torch.equal(state[k], last[k] + 1) for k in last)
     assert dropped == {"loss.": 2, "not averaged": len(last)}
 
@@ -166,9 +166,9 @@ def test_a_training_checkpoint_as_it_was_last_and_averaged(checkpoint):
 def test_averages_that_do_not_fit_the_weights_are_refused(checkpoint):
     last, whole = checkpoint
     with pytest.raises(ValueError, match="hold no ema_encoder"):
-        movqgan.ema(last)
+        folder.ema(last)
     with pytest.raises(ValueError, match="1 averaged weights are of no weight, 'ema_encoder.spare'"):
-        movqgan.ema(whole | {"ema_encoder.spare": torch.ones(1)})
+        folder.ema(whole | {"ema_encoder.spare": torch.ones(1)})
     del whole["ema_encoder.conv_inweight"]
     with pytest.raises(ValueError, match="1 averaged weights are missing, 'ema_encoder.conv_inweight'"):
-        movqgan.ema(whole)
+        folder.ema(whole)

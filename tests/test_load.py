@@ -11,11 +11,11 @@ from makers.system import PARTS, untrained
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from open_kandinsky.failures import message
+from open_kandinsky.core.failures import message
 from open_kandinsky.loading import fingerprints, load, trained
-from open_kandinsky.pipeline import packing
+from open_kandinsky.pipeline import execution
+from open_kandinsky.pipeline.execution import Turns, at_home, placed
 from open_kandinsky.weights.build import parameters_on_meta
-from open_kandinsky.weights.devices import Turns, at_home, placed
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_parts_take_turns_on_a_device(system, monkeypatch):
     assert all(x.equal(state[name]) for name, x in a.state_dict().items())
     with pytest.raises(ValueError, match="the parts take turns on one device"):
         load(system, device={"prior": "cpu"}, offload=True)
-    monkeypatch.setattr(packing, "packed", lambda network: network)  # packed weights round otherwise
+    monkeypatch.setattr(execution, "packed", lambda network: network)  # packed weights round otherwise
     turning, plain = (load(system, offload=offload).text_to_image(["a"], steps=2) for offload in (True, False))
     assert turning[0].tobytes() == plain[0].tobytes()
 

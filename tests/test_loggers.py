@@ -13,10 +13,10 @@ from makers import coco
 from makers.system import config, overrides
 from makers.verbs import called
 
-from open_kandinsky import configuration
-from open_kandinsky.callbacks import loggers
-from open_kandinsky.failures import message
+from open_kandinsky.config import compose
+from open_kandinsky.core.failures import message
 from open_kandinsky.train import train
+from open_kandinsky.training import loggers
 
 ROOT = Path(__file__).parents[1]
 EACH = ["trainer.log_every_n_steps=1", "trainer.val_check_interval=2"]
@@ -78,7 +78,7 @@ def test_csv_needs_no_other_package(cached, tmp_path):
 
 @pytest.mark.parametrize("package", ["wandb", "tensorboard"])
 def test_a_package_that_is_not_there_is_named_in_one_line(cached, tmp_path, monkeypatch, package):
-    for where in ("callbacks.loggers", "account"):
+    for where in ("training.loggers", "core.account"):
         monkeypatch.setattr(f"open_kandinsky.{where}.find_spec", lambda name: None)
     with pytest.raises(Exception) as refusal:
         train(config("prior", cached, f"run_dir='{tmp_path / 'run'}'", f"logger={package}"))
@@ -187,7 +187,7 @@ class TestWandb:
         update = [item for record in kinds["config"] for item in record.config.update]
         logged = {item.key: json.loads(item.value_json) for item in update if item.key}
         assert {name: logged[name] for name in ("stage", "dims", "seed")} == {
-            name: value for name, value in configuration.plain(cfg).items() if name in ("stage", "dims", "seed")
+            name: value for name, value in compose.plain(cfg).items() if name in ("stage", "dims", "seed")
         }
         figures = {item.key for record in kinds["stats"] for item in record.stats.item}
         assert any("cpu" in name for name in figures) and any("memory" in name for name in figures)

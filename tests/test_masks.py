@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from open_kandinsky.core.failures import message
 from open_kandinsky.data.masks import check_mask, keep_of
-from open_kandinsky.failures import message
 
 
 def mask_of(white, levels=(0, 255)):

@@ -12,13 +12,13 @@ from makers.bucket import storing
 from makers.shards import sample, write_folder, write_tar
 from makers.web import serving
 
-from open_kandinsky.data.tars import opening, tar
-from open_kandinsky.data.tars.index import Indexer
-from open_kandinsky.data.tars.opening import open_url
-from open_kandinsky.data.tars.reading import Skipped, read_samples
-from open_kandinsky.data.tars.sidecars import NoSidecars
-from open_kandinsky.data.tars.tar import TarShards
-from open_kandinsky.data.tars.urls import shard_urls
+from open_kandinsky.data.tar import opening, reader
+from open_kandinsky.data.tar.index import Indexer
+from open_kandinsky.data.tar.opening import open_url, shard_urls
+from open_kandinsky.data.tar.reader import TarShards
+from open_kandinsky.data.tar.reading import read_samples
+from open_kandinsky.data.tar.sample import NoSidecars
+from open_kandinsky.data.tar.stats import SampleStats
 
 BODY = random.Random(0).randbytes(100_000)
 
@@ -172,11 +172,13 @@ def test_the_same_samples_from_everywhere(tmp_path, memory):
     url = write_folder(tmp_path / "a", [5]) + "/00000.tar"
     data = (tmp_path / "a" / "00000.tar").read_bytes()
     memory.pipe("/00000.tar", data)
-    expected = [(one.key, one.caption, one.image.tobytes()) for one in read_samples(url, Skipped(max_bad_share=0.0))]
+    expected = [
+        (one.key, one.caption, one.image.tobytes()) for one in read_samples(url, SampleStats(max_bad_share=0.0))
+    ]
     with serving({"/00000.tar": data}) as web, serving({"/00000.tar": data}, ranges=False) as plain:
         urls = [f"{web.address}/00000.tar", f"{plain.address}/00000.tar", "memory://00000.tar", f"pipe:cat {url}"]
         for other in urls:
-            found = read_samples(other, Skipped(max_bad_share=0.0), allow_pipe=True)
+            found = read_samples(other, SampleStats(max_bad_share=0.0), allow_pipe=True)
             assert [(one.key, one.caption, one.image.tobytes()) for one in found] == expected, other
 
 
@@ -186,7 +188,7 @@ def test_compressed_shards(tmp_path, module):
     squeezed = module.compress(open(url, "rb").read())
     (tmp_path / "x.tar").write_bytes(squeezed)
     for form in (url, f"pipe:cat {url}"):
-        found = read_samples(form, Skipped(max_bad_share=0.0), allow_pipe=True)
+        found = read_samples(form, SampleStats(max_bad_share=0.0), allow_pipe=True)
         assert [one.key for one in found] == ["x/0", "x/1", "x/2"]
 
 
@@ -211,8 +213,8 @@ def bucket(tmp_path, monkeypatch):
 def test_shards_of_a_bucket(bucket, tmp_path):
     urls = shard_urls("s3://bucket/set/*.tar")
     assert urls == shard_urls("s3://bucket/set/") == ["s3://bucket/set/0.tar", "s3://bucket/set/1.tar"]
-    index = Indexer(folder=str(tmp_path / "index"), threads=2, count=tar.count)(urls)
+    index = Indexer(folder=str(tmp_path / "index"), threads=2, count=reader.count)(urls)
     assert index.counts == [3, 4]
-    tally = Skipped(max_bad_share=0.0)
+    tally = SampleStats(max_bad_share=0.0)
     found = TarShards(index, NoSidecars()).read(1, [1, 3], tally)
     assert [(at, raw.key) for at, raw in found] == [(1, "1/000010001"), (3, "1/000010003")] and tally.clean

@@ -10,8 +10,8 @@ from makers.system import config
 from PIL import Image
 from test_readme import COMMANDS, words
 
-from open_kandinsky import configuration
-from open_kandinsky.data.caches.folder import read_manifest
+from open_kandinsky.config import compose
+from open_kandinsky.data.cache.folder import read_manifest
 from open_kandinsky.precompute import precompute
 from open_kandinsky.train import train
 
@@ -43,9 +43,7 @@ def test_the_chain_of_readme_ends_with_a_picture(pairs, tmp_path, monkeypatch):
             "train": ["trainer.max_steps=2", "stage.lr_schedule.warmup=1"],
             "generate": ["steps=2", "prior_steps=2"],
         }
-        getattr(import_module(f"open_kandinsky.{verb}"), verb)(
-            configuration.compose(verb, [*typed, *short.get(verb, [])])
-        )
+        getattr(import_module(f"open_kandinsky.{verb}"), verb)(compose.compose(verb, [*typed, *short.get(verb, [])]))
     assert read_manifest("cache/train")["image_size"] == 32
     assert read_manifest("cache/train")["fields"]["z"]["shape"] == [4, 8, 8]
     assert Image.open("out/small/00000.png").size == (32, 32)
@@ -53,7 +51,7 @@ def test_the_chain_of_readme_ends_with_a_picture(pairs, tmp_path, monkeypatch):
 
 def precomputed(shapes, out, *more):
     typed = [f"urls='{shapes}/shapes/train'", f"out='{out}'", *more]
-    return precompute(configuration.compose("precompute", typed))
+    return precompute(compose.compose("precompute", typed))
 
 
 def test_published_weights_do_not_say_their_size(shapes, system, tmp_path):

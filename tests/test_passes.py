@@ -2,7 +2,7 @@
 
 import pytest
 
-from open_kandinsky.data.passes import Passes
+from open_kandinsky.data.order import EpochIterator
 
 
 class Trainer:
@@ -32,7 +32,7 @@ def numbered():
 @pytest.mark.parametrize("taken", [0, 5])
 def test_the_place_is_that_of_the_batch_that_was_taken(ahead, taken):
     trainer, batches = Trainer(ahead, taken), numbered()
-    passes = Passes(begin=0, length=6, trained=lambda: trainer.taken)
+    passes = EpochIterator(begin=0, length=6, trained=lambda: trainer.taken)
     assert passes.place() == 0
     for _ in range(3):
         for batch, place in trainer.places(passes, batches):
@@ -42,13 +42,13 @@ def test_the_place_is_that_of_the_batch_that_was_taken(ahead, taken):
 
 
 def test_without_a_trainer_what_is_drawn_counts():
-    passes = Passes(begin=0, length=4, trained=lambda: None)
+    passes = EpochIterator(begin=0, length=4, trained=lambda: None)
     for batch in passes.walk(numbered()):
         assert passes.place() == batch
     assert passes.last() == 4
 
 
 def test_a_pass_of_which_nothing_is_drawn_changes_nothing():
-    passes = Passes(begin=7, length=4, trained=lambda: 3)
+    passes = EpochIterator(begin=7, length=4, trained=lambda: 3)
     passes.walk(numbered())
     assert passes.place() == 7

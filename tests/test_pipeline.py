@@ -6,7 +6,7 @@ import torch
 from makers.system import untrained
 from PIL import Image
 
-from open_kandinsky.failures import message
+from open_kandinsky.core.failures import message
 from open_kandinsky.loading import load
 
 PROMPTS = ["a red circle", "a small blue cross left of a green square", "a green triangle"]

@@ -16,14 +16,15 @@ from makers.system import untrained
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from open_kandinsky.caching.encoders import Encoders
-from open_kandinsky.data.cache import CachedData
-from open_kandinsky.data.caches.folder import read_manifest, read_null
-from open_kandinsky.data.caches.shard import read_about, read_shard
-from open_kandinsky.data.caches.states import before, padded
-from open_kandinsky.data.tars.reading import Skipped, read_samples
+from open_kandinsky.core.failures import message
+from open_kandinsky.data.cache.encode import Encoders
+from open_kandinsky.data.cache.folder import read_manifest, read_null
+from open_kandinsky.data.cache.rows import before, padded
+from open_kandinsky.data.cache.shard import read_about, read_shard
+from open_kandinsky.data.cached_data import CachedData
+from open_kandinsky.data.tar.reading import read_samples
+from open_kandinsky.data.tar.stats import SampleStats
 from open_kandinsky.data.transforms import ClipPixels, Pixels
-from open_kandinsky.failures import message
 from open_kandinsky.loading import find, network, trained
 from open_kandinsky.precompute import precompute
 
@@ -56,7 +57,7 @@ def near(found, expected, *, half=False):
 
 
 def test_what_is_kept_is_what_the_encoders_say(made, tars, system):
-    samples = list(read_samples([str(tars / "00000.tar")], Skipped(max_bad_share=0.0)))
+    samples = list(read_samples([str(tars / "00000.tar")], SampleStats(max_bad_share=0.0)))
     clip, movq = trained(system / "clip"), trained(system / "movq")
     text = clip.encode_text([s.caption for s in samples])
     batch = batches(made, "image_emb", "z", "text_emb", "text_tokens", "text_mask").batch(list(range(24)), 0)
@@ -144,7 +145,7 @@ def test_interrupted_and_gone_on_with(made, tars, system, tmp_path, monkeypatch)
 def many(tars, system, tmp_path_factory):
     """The set as eight tars, and what one process makes of it."""
     root = tmp_path_factory.mktemp("many")
-    found = list(read_samples(str(tars), Skipped(max_bad_share=0.0)))
+    found = list(read_samples(str(tars), SampleStats(max_bad_share=0.0)))
     for shard in range(8):
         members = {s.key.rpartition("/")[2]: sample(at, txt=s.caption.encode()) for at, s in enumerate(found[shard::8])}
         write_tar(root / "set" / f"{shard:05d}.tar", members)

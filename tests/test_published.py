@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from open_kandinsky.weights.diffusers import clip, config, multilingual
+from open_kandinsky.weights.diffusers import clip, config
 from open_kandinsky.weights.keymap import KeyMap
 
 DATA = Path(__file__).parent / "data"
@@ -84,14 +84,14 @@ def test_full_size_clip_is_complete_in_both_directions(name):
 
 def test_full_size_multilingual_encoder_is_complete_in_both_directions(monkeypatch):
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: None)
-    ours = multilingual.network({"numDims": 768}, "nowhere")
+    ours = clip.network({"numDims": 768}, "nowhere")
     with torch.device("meta"):
         state = instantiate(ours, _convert_="all").state_dict()
     expected = manifest("diffusers21_text_encoder_mclip")
-    assert shapes(KeyMap(multilingual.rules(state), state).to_theirs(state)) == expected
+    assert shapes(KeyMap(clip.rules(state), state).to_theirs(state)) == expected
     theirs = {key: torch.empty(shape, device="meta") for key, shape in expected.items()}
     older = theirs | {"transformer.embeddings.position_ids": torch.arange(514)[None]}
-    state_of, dropped = multilingual.joined(state, older)
+    state_of, dropped = clip.multilingual_weights(state, older)
     assert shapes(state_of) == shapes(state) and dropped == {"transformer.embeddings.position_ids": 1}
 
 

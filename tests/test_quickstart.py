@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.evaluate import evaluate
 from open_kandinsky.quickstart import quickstart
 
@@ -28,7 +28,7 @@ def listed(words):
 def config(out):
     train = [f"train.{name}={listed([*given, *SHORT])}" for name, given in STAGES.items()]
     few = ["shapes={images: 48, val_images: 8, per_shard: 24}"]
-    return configuration.compose("quickstart", [f"out='{out}'", *few, *train, *EVALUATE])
+    return compose.compose("quickstart", [f"out='{out}'", *few, *train, *EVALUATE])
 
 
 @pytest.mark.slow
@@ -45,7 +45,7 @@ def test_from_nothing_to_a_report_and_on_to_cocos_evaluation(tmp_path):
 
     paths = {"weights": out, "protocol.shapes": out / "shapes", "out": tmp_path / "scores"}
     asked = [f"{key}='{path}'" for key, path in paths.items()]
-    told = evaluate(configuration.compose("evaluate", [*asked, "protocol=shapes", "protocol.captions=8"]))
+    told = evaluate(compose.compose("evaluate", [*asked, "protocol=shapes", "protocol.captions=8"]))
     right = json.loads((tmp_path / "scores" / "metrics.json").read_text())["metrics"]["accuracy"]
     for split, found in right.items():
         assert f"{split:20} {found['all']:.3f} (s.e. {found['all_se']:.3f})" in told
@@ -53,5 +53,5 @@ def test_from_nothing_to_a_report_and_on_to_cocos_evaluation(tmp_path):
 
     paths = {"weights": out, "coco": out / "shapes" / "coco", "out": tmp_path / "smoke"}
     asked = [f"{key}='{path}'" for key, path in paths.items()]
-    told = evaluate(configuration.compose("evaluate", [*asked, "protocol=smoke", "accept_flat=true"]))
+    told = evaluate(compose.compose("evaluate", [*asked, "protocol=smoke", "accept_flat=true"]))
     assert told.startswith("smoke, 40 pictures against 40: frechet_distance_own_clip")

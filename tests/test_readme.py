@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from open_kandinsky import command_line, configuration, sweeps
 from open_kandinsky.cli import VERBS
+from open_kandinsky.config import compose, sweep
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -31,8 +31,8 @@ def test_a_command_composes(command):
     verb, *typed = words(command)
     assert verb in VERBS
     overrides = [word for word in typed if word != "-m"]
-    for job in sweeps.jobs(command_line.parse(overrides)) if "-m" in typed else [overrides]:
-        configuration.checked(verb, job, configuration.CONF, complete=False)
+    for job in sweep.jobs(compose.parse(overrides)) if "-m" in typed else [overrides]:
+        compose.checked(verb, job, compose.CONF, complete=False)
 
 
 def test_the_commands_were_found():

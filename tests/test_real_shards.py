@@ -11,7 +11,8 @@ from makers.system import config
 from PIL import Image
 from safetensors.torch import load_file
 
-from open_kandinsky.data.tars.reading import Skipped, read_samples
+from open_kandinsky.data.tar.reading import read_samples
+from open_kandinsky.data.tar.stats import SampleStats
 from open_kandinsky.train import train
 
 SIZES = [(97, 61), (33, 200), (64, 64), (50, 51), (240, 30), (31, 32)]
@@ -57,7 +58,7 @@ def photographs(tmp_path_factory):
 
 
 def test_each_is_read_upright_in_colour(photographs):
-    tally = Skipped(max_bad_share=0.0)
+    tally = SampleStats(max_bad_share=0.0)
     samples = list(read_samples(str(photographs), tally))
     assert len(samples) == 28 and tally.bad == 0
     for at, found in enumerate(samples):

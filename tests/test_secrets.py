@@ -13,9 +13,9 @@ from makers.shards import sample, write_tar
 from makers.system import overrides
 from makers.web import Handler, serving
 
-from open_kandinsky.data.tars import tar
-from open_kandinsky.data.tars.index import Indexer
-from open_kandinsky.secrets import HIDDEN, Masked, hidden_arguments, masked, masked_tree
+from open_kandinsky.core.secrets import HIDDEN, Masked, hidden_arguments, masked, masked_tree
+from open_kandinsky.data.tar import reader
+from open_kandinsky.data.tar.index import Indexer
 
 SECRET = "hunter2"
 HIDE = [
@@ -69,10 +69,10 @@ def test_shards_that_what_is_hidden_tells_apart_are_counted_apart(tmp_path):
     with serving(files) as web:
         urls = [web.address.replace("://", f"://me:{SECRET}@") + path for path in files]
         for _ in range(2):
-            index = Indexer(folder=str(tmp_path / "index"), threads=1, count=tar.count)(urls)
+            index = Indexer(folder=str(tmp_path / "index"), threads=1, count=reader.count)(urls)
             assert (index.urls, index.counts) == (urls, [2, 3])
         asked = len(web.sent)
-        Indexer(folder=str(tmp_path / "index"), threads=1, count=tar.count)(urls)
+        Indexer(folder=str(tmp_path / "index"), threads=1, count=reader.count)(urls)
         assert len(web.sent) == asked, "what was counted is known by its name"
     (kept,) = (tmp_path / "index").glob("*.json")
     assert SECRET not in kept.read_text() and "other" not in kept.read_text()

@@ -17,12 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms import functional as tv
 
-from open_kandinsky import configuration
-from open_kandinsky.evaluation.scoring import extractors
-from open_kandinsky.evaluation.selfcheck import cmmd, drawn, moments, weights
-from open_kandinsky.evaluation.selfcheck.golden import Digest, Figure
-from open_kandinsky.metrics.evaluators import inception
-from open_kandinsky.metrics.evaluators.inception import Inception
+from open_kandinsky.config import compose
+from open_kandinsky.evaluation import features
+from open_kandinsky.evaluation.reproduce import published
+from open_kandinsky.evaluation.reproduce.checks import Figure, PublishedHash
+from open_kandinsky.metrics import evaluators
+from open_kandinsky.metrics.evaluators import Inception
 from open_kandinsky.metrics.frechet import frechet_distance
 from open_kandinsky.selfcheck import asked, main, selfcheck
 
@@ -48,7 +48,7 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def composed(home):
     """The verb's config; to compose it takes a second."""
-    return configuration.compose("selfcheck", [f"to='{home / 'to'}'", f"evaluator_weights='{home / 'w'}'"])
+    return compose.compose("selfcheck", [f"to='{home / 'to'}'", f"evaluator_weights='{home / 'w'}'"])
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def at(made, url, home, composed, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("TORCH_HOME", str(home / "torch"))
     monkeypatch.delenv("EVAL_WEIGHTS_DIR", raising=False)
-    monkeypatch.setattr(extractors, "Inception", maker.Small)
+    monkeypatch.setattr(features, "Inception", maker.Small)
 
     def config(checks, url=url):
         publish(made / "served", url, monkeypatch)
@@ -73,11 +73,11 @@ def at(made, url, home, composed, monkeypatch):
 def publish(served, url, monkeypatch):
     """The stand-ins' hashes and addresses, in place of those of the real weights."""
     inception, clip, other = (maker.published(served / name, url) for name in maker.WEIGHTS)
-    for module in (extractors, moments, drawn):
+    for module in (features, published, published):
         monkeypatch.setattr(module, "INCEPTION", inception)
-    for module in (extractors, cmmd, weights):
+    for module in (features, published, published):
         monkeypatch.setattr(module, "published_clip", lambda *_: clip)
-    monkeypatch.setattr(weights, "EVALUATORS", (inception, other))
+    monkeypatch.setattr(published, "EVALUATORS", (inception, other))
 
 
 def moved(cfg, url, made, checks):
@@ -179,7 +179,7 @@ def test_drawn_pictures_are_scored_under_gigagans_protocol(at, made, home):
     for paths in (sorted((made / "served/drawn").iterdir()), sorted((made / "coco/val2014").iterdir())):
         cropped = [tv.center_crop(opened(path), min(opened(path).size)) for path in paths]
         pixels = torch.stack([tv.pil_to_tensor(one.resize((256, 256), Image.LANCZOS)) for one in cropped])
-        pools.append(network.activations(inception.clean(pixels)).pool)
+        pools.append(network.activations(evaluators.clean(pixels)).pool)
     check = only(at(["gigagan"]))
     assert measured(check) == pytest.approx(frechet_distance(*pools), rel=1e-5)
     assert check.unpublished().keys() == {str(made / "served/drawn")}
@@ -191,9 +191,9 @@ def test_cats_are_measured_by_inception_itself(at, home, made, monkeypatch):
     path = home / "w" / maker.INCEPTION
     cfg = at(["cats"])
     torch.save(inception_state(), path)
-    for module, name in ((extractors, "Inception"), (extractors, "INCEPTION"), (moments, "INCEPTION")):
+    for module, name in ((features, "Inception"), (features, "INCEPTION"), (published, "INCEPTION")):
         monkeypatch.setattr(module, name, Inception if name == "Inception" else maker.published(path, NOWHERE))
-    network = inception.folded(Inception(state=torch.load(path), input_path=inception.pytorch_fid))
+    network = evaluators.folded(Inception(state=torch.load(path), input_path=evaluators.pytorch_fid))
     maker.write_moments(home / "to", network)
     expected = cats_directly(made / "served", home / "to", network)
     assert measured(only(cfg)) == pytest.approx(expected, rel=1e-5)
@@ -201,7 +201,7 @@ def test_cats_are_measured_by_inception_itself(at, home, made, monkeypatch):
 
 def run_verb(cfg, monkeypatch):
     """The exit code of the verb, given this config."""
-    monkeypatch.setattr(configuration, "checked", lambda *_, **__: cfg)
+    monkeypatch.setattr(compose, "checked", lambda *_, **__: cfg)
     monkeypatch.setattr(sys, "argv", ["selfcheck"])
     monkeypatch.setattr("hydra.main", lambda **_: lambda job: lambda: job(cfg))
     with pytest.raises(SystemExit) as stop:
@@ -300,16 +300,18 @@ def test_a_check_that_there_is_not_is_refused(at, checks, said):
 
 
 def test_a_clip_without_a_published_hash_is_refused():
-    shelf = extractors.Shelf(None, False, "cpu")
+    shelf = features.EvaluatorWeights(None, False, "cpu")
     with pytest.raises(ValueError, match="of ViT-H-14 .* no hash is published"):
-        weights.evaluators(shelf=shelf, clip={"ViT-H-14": "laion2b_s32b_b79k"})
+        published.evaluators(shelf=shelf, clip={"ViT-H-14": "laion2b_s32b_b79k"})
 
 
 def test_what_is_not_a_number_never_agrees():
     figure = Figure(value=9.06, tolerance=0.02, source="")
     assert figure.agrees(9.079) and figure.agrees(9.041) and not figure.agrees(9.09)
     assert not figure.agrees(float("nan")) and not figure.agrees(float("inf"))
-    assert Digest(value="abc", source="").agrees("abcd") and not Digest(value="abc", source="").agrees("ab")
+    assert PublishedHash(value="abc", source="").agrees("abcd") and not PublishedHash(value="abc", source="").agrees(
+        "ab"
+    )
 
 
 def test_the_goldens_are_the_published_ones(composed):

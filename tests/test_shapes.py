@@ -12,8 +12,7 @@ import pytest
 from open_clip import get_tokenizer
 from PIL import Image
 
-from open_kandinsky.data.shapes.render import coverage
-from open_kandinsky.data.shapes.world import SPLITS, Scene, Thing, scenes, toy_world
+from open_kandinsky.data.shapes.world import SPLITS, Scene, Thing, coverage, scenes, toy_world
 from open_kandinsky.data.shapes.write import write_shapes
 
 WORLD = toy_world(size=32)

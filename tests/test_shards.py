@@ -13,11 +13,13 @@ import pytest
 import torch
 from makers.shards import data, picture, sample, write_folder, write_tar
 
-from open_kandinsky.data.shards import ShardData, Skipped, read_samples, shard_urls
+from open_kandinsky.data.shard_data import ShardData
+from open_kandinsky.data.tar.opening import shard_urls
+from open_kandinsky.data.tar.reading import SampleStats, read_samples
 
 
 def read(urls, max_bad_share=1.0):
-    tally = Skipped(max_bad_share=max_bad_share)
+    tally = SampleStats(max_bad_share=max_bad_share)
     return [found.key for found in read_samples(urls, tally)], tally
 
 
@@ -86,7 +88,7 @@ def test_what_names_no_shard_is_refused(tmp_path, monkeypatch, url, message):
 
 def test_a_pipe_that_was_allowed(tmp_path):
     shard = write_folder(tmp_path / "a", [3])
-    found = read_samples(f"pipe:cat {shard}/00000.tar", Skipped(max_bad_share=0.0), allow_pipe=True)
+    found = read_samples(f"pipe:cat {shard}/00000.tar", SampleStats(max_bad_share=0.0), allow_pipe=True)
     assert len(list(found)) == 3
 
 
@@ -101,7 +103,7 @@ def test_samples_are_read_whole(tmp_path):
     }
     samples["d"] = {"WEBP": picture(4, (5, 5), "WEBP"), "txt": b"  caf\xc3\xa9 \n"}
     url = write_tar(tmp_path / "x.tar", samples)
-    tally = Skipped(max_bad_share=0.0)
+    tally = SampleStats(max_bad_share=0.0)
     found = list(read_samples(url, tally))
     assert [one.key for one in found] == ["x/a", "x/b", "x/c", "x/d"]
     assert [one.caption for one in found] == ["c1", "c2", "c3", "café"]
@@ -187,7 +189,7 @@ def test_a_garbled_header_is_not_taken_for_the_end(tmp_path):
 def test_too_many_bad_samples_stop_the_reading(tmp_path):
     bad = {f"{at:03d}": sample(at, **({"png": b"x"} if at % 4 == 0 else {})) for at in range(200)}
     url = write_tar(tmp_path / "s.tar", bad)
-    tally = Skipped(max_bad_share=0.2)
+    tally = SampleStats(max_bad_share=0.2)
     with pytest.raises(ValueError, match=r"14 of 53(.|\n)*s/000, s/004(.|\n)*s.tar(.|\n)*max_bad_share=0.2"):
         list(read_samples(url, tally))
     assert len(read(url, max_bad_share=0.3)[0]) == 150

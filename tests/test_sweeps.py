@@ -10,13 +10,14 @@ from makers.system import overrides
 from makers.verbs import called
 from omegaconf import OmegaConf
 
-from open_kandinsky import command_line, configuration, failures, sweeps
+from open_kandinsky.config import compose, sweep
+from open_kandinsky.core import failures
 
 ROOT = Path(__file__).parents[1]
 
 
 def jobs(*typed):
-    return list(sweeps.jobs(command_line.parse(typed)))
+    return list(sweep.jobs(compose.parse(typed)))
 
 
 def test_each_combination_is_a_job():
@@ -34,9 +35,9 @@ def test_of_a_search_one_job_is_known():
 @pytest.mark.parametrize("typed", ["launcher=slurm", "sweep=grid", "hydra/launcher=submitit_local"])
 def test_a_launcher_without_jobs_is_refused(typed):
     with pytest.raises(ValueError, match=f"'{typed}' starts jobs of their own: add -m") as refusal:
-        sweeps.refuse_one_job(command_line.parse([typed]))
+        sweep.refuse_one_job(compose.parse([typed]))
     assert failures.message(refusal.value)
-    sweeps.refuse_one_job(command_line.parse([f"{typed.partition('=')[0]}=null"]))
+    sweep.refuse_one_job(compose.parse([f"{typed.partition('=')[0]}=null"]))
 
 
 MISTAKES = {
@@ -50,19 +51,19 @@ MISTAKES = {
 def test_a_mistake_names_the_way_out(typed):
     chosen = [] if typed.startswith(("launcher", "sweep")) else ["launcher=slurm"]
     with pytest.raises(ValueError) as refusal:
-        configuration.compose("train", ["experiment=prior_toy", *chosen, typed])
+        compose.compose("train", ["experiment=prior_toy", *chosen, typed])
     assert str(refusal.value) == MISTAKES[typed]
 
 
 def test_a_plugin_that_is_not_installed_is_named():
     text = "In 'launcher/slurm': Could not find 'hydra/launcher/submitit_slurm'\nAvailable options: basic"
     told = "launcher: submitit is not installed: pip install open-kandinsky[cluster]"
-    assert command_line.uninstalled(RuntimeError(text)) == told
+    assert compose.uninstalled(RuntimeError(text)) == told
 
 
 def test_slurm_starts_as_many_tasks_as_the_trainer_has_devices():
     four = ["hydra.launcher.tasks_per_node=4", "hydra.launcher.nodes=2", "hydra.job.id=7"]
-    cfg = configuration.compose("train", ["experiment=prior_toy", "launcher=slurm", *four])
+    cfg = compose.compose("train", ["experiment=prior_toy", "launcher=slurm", *four])
     assert (cfg.trainer.devices, cfg.trainer.num_nodes) == (4, 2)
     assert (cfg.resume, cfg.run_dir) == ("auto", "runs/prior_toy/job_7"), "the same when SLURM starts it again"
 
@@ -70,11 +71,11 @@ def test_slurm_starts_as_many_tasks_as_the_trainer_has_devices():
 def test_a_jobs_folder_is_named_after_its_values():
     def folder(*typed):
         """As Hydra composes a job, which alone knows what was typed for it."""
-        with configuration.initialized(configuration.CONF, "train"):
+        with compose.initialized(compose.CONF, "train"):
             import hydra
 
             cfg = hydra.compose("train", ["experiment=prior_toy", "sweep=grid", *typed], return_hydra_config=True)
-        with configuration.known_to_hydra(cfg):
+        with compose.known_to_hydra(cfg):
             return cfg.run_dir
 
     assert folder("seed=1") == folder("seed=1") != folder("seed=2")
@@ -87,7 +88,7 @@ class TestStudy:
         import optuna
 
         address = f"sqlite:///{tmp_path}/new folder/study.db"
-        assert sweeps.to_go("s", address, 5) == (5, 0), "nothing is there yet"
+        assert sweep.to_go("s", address, 5) == (5, 0), "nothing is there yet"
         return optuna.create_study(study_name="s", storage=address), address
 
     def trial(self, study, value):
@@ -103,32 +104,32 @@ class TestStudy:
         study, address = study
         study.tell(self.trial(study, 0.1), 1.0)
         study.tell(self.trial(study, 0.2), state=TrialState.FAIL)
-        assert sweeps.to_go("s", address, 5) == (3, 2) and sweeps.to_go("s", address, 2) == (0, 2)
+        assert sweep.to_go("s", address, 5) == (3, 2) and sweep.to_go("s", address, 2) == (0, 2)
 
     def test_what_was_killed_is_the_next_with_its_values_and_counts_once(self, study):
         study, address = study
         study.tell(self.trial(study, 0.1), 1.0)
         self.trial(study, 0.25)
-        assert sweeps.to_go("s", address, 5)[0] == 4
+        assert sweep.to_go("s", address, 5)[0] == 4
         again = self.trial(study, 0.25)
         assert again.params == {"lr": 0.25}
-        assert sweeps.to_go("s", address, 5)[0] == 4, "killed once more"
+        assert sweep.to_go("s", address, 5)[0] == 4, "killed once more"
         study.tell(self.trial(study, 0.25), 2.0)
-        assert sweeps.to_go("s", address, 5)[0] == 3
+        assert sweep.to_go("s", address, 5)[0] == 3
 
 
 @pytest.mark.parametrize("typed", [["seed=0,1"], ["sweep=optuna", "stage.optimizer.lr=interval(0,1)"]])
 def test_one_folder_for_several_jobs_is_refused(typed):
     with pytest.raises(ValueError, match="run_dir=one is one folder for several jobs: leave it out") as refusal:
-        sweeps.refuse_one_folder(command_line.parse([*typed, "run_dir=one"]))
+        sweep.refuse_one_folder(compose.parse([*typed, "run_dir=one"]))
     assert failures.message(refusal.value)
     for own in ("run_dir=runs/${hydra:job.num}", "run_dir=one,other", "resume=auto"):
-        sweeps.refuse_one_folder(command_line.parse([*typed, own]))
+        sweep.refuse_one_folder(compose.parse([*typed, own]))
 
 
 def test_one_job_in_a_queue_has_the_folder_that_it_is_given():
     """As conf/launcher/slurm.yaml says it."""
-    sweeps.refuse_one_folder(command_line.parse(["launcher=slurm", "experiment=prior_toy", "run_dir=runs/decoder"]))
+    sweep.refuse_one_folder(compose.parse(["launcher=slurm", "experiment=prior_toy", "run_dir=runs/decoder"]))
 
 
 @pytest.fixture

@@ -7,20 +7,20 @@ import tarfile
 import pytest
 from makers.shards import sample, write_folder, write_tar
 
-from open_kandinsky.data.tars import archive, opening, tar
-from open_kandinsky.data.tars.index import ShardIndex
-from open_kandinsky.data.tars.sidecars import NoSidecars
-from open_kandinsky.data.tars.tally import Skipped, restored
-from open_kandinsky.data.tars.tar import CUT, GONE, UNREACHABLE, TarShards
+from open_kandinsky.data.tar import opening, reader
+from open_kandinsky.data.tar.index import ShardIndex
+from open_kandinsky.data.tar.reader import CUT, GONE, UNREACHABLE, TarShards
+from open_kandinsky.data.tar.sample import NoSidecars
+from open_kandinsky.data.tar.stats import SampleStats, stats_from_plain
 
 
 def shards_of(*urls, counts=None):
-    counts = [tar.count(url).count for url in urls] if counts is None else counts
+    counts = [reader.count(url).count for url in urls] if counts is None else counts
     return TarShards(ShardIndex(list(urls), counts), NoSidecars())
 
 
 def read(shards, shard, wanted):
-    tally = Skipped(max_bad_share=1.0)
+    tally = SampleStats(max_bad_share=1.0)
     return list(shards.read(shard, wanted, tally)), tally
 
 
@@ -66,9 +66,9 @@ def test_bodies_that_are_not_wanted_are_not_read(tmp_path, monkeypatch):
             taken.append(super().readinto(buffer))
             return taken[-1]
 
-    for module in (opening, archive):
+    for module in (opening, reader):
         monkeypatch.setattr(module, "open_url", lambda url: io.BufferedReader(Watched(url), 8192))
-    assert tar.count(url).count == 40
+    assert reader.count(url).count == 40
     headers = sum(taken)
     assert headers < 40 * 5 * 8192, "two headers and two last bytes a sample, in blocks"
     taken.clear()
@@ -95,7 +95,7 @@ def test_counting_and_reading_agree_wherever_a_tar_is_cut(tmp_path):
     cut = tmp_path / "00000.tar"
     for at in sorted({*range(0, len(body), 1021), *(end + by for end in ends for by in (-1, 0, 1))}):
         cut.write_bytes(body[:at])
-        count = tar.count(str(cut))
+        count = reader.count(str(cut))
         assert (count.problem is None) == (at > -(-ends[-1] // 512) * 512 + 511), f"cut at {at}"
         now, then = shards_of(str(cut)), shards_of(str(cut), counts=[4])
         found, tally = read(now, 0, range(count.count))
@@ -118,7 +118,7 @@ def test_a_shard_that_cannot_be_reached(monkeypatch):
     def refuse(url):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(archive, "open_url", refuse)
+    monkeypatch.setattr(reader, "open_url", refuse)
     assert lost(read(shards_of("s3://b/0.tar", counts=[7]), 0, [2, 3])[1]) == {UNREACHABLE: 2}
 
 
@@ -126,7 +126,7 @@ def test_what_may_not_be_read_stops(monkeypatch):
     def refuse(url):
         raise PermissionError(13, "no credentials", url)
 
-    monkeypatch.setattr(archive, "open_url", refuse)
+    monkeypatch.setattr(reader, "open_url", refuse)
     with pytest.raises(PermissionError, match="no credentials: 's3://b/0.tar'"):
         read(shards_of("s3://b/0.tar", counts=[7]), 0, [2])
 
@@ -140,7 +140,7 @@ def test_a_garbled_header_ends_what_can_be_read(tmp_path, at):
     with open(url, "r+b") as file:
         file.seek(place)
         file.write(b"\xff" * 512)
-    counted = tar.count(url)
+    counted = reader.count(url)
     assert counted.count == -(-at // 3) and f"byte {place}" in counted.problem
     found, tally = read(shards_of(url, counts=[4]), 0, range(4))
     assert len(found) == at // 3 + (at % 3 == 2), "without its json a sample is whole"
@@ -160,7 +160,7 @@ def test_a_size_that_cannot_be(tmp_path, size):
     header[148:156] = b"%06o\0 " % sum(header)
     data[member.offset : member.offset + 512] = header
     open(url, "wb").write(data)
-    assert tar.count(url).problem is not None
+    assert reader.count(url).problem is not None
     assert lost(read(shards_of(url, counts=[3]), 0, range(3))[1]) == {CUT: 2}
 
 
@@ -203,14 +203,14 @@ def test_what_belongs_to_no_sample(tmp_path):
 
 def test_an_empty_tar(tmp_path):
     url = write_members(tmp_path / "x.tar", [])
-    assert tar.count(url) == (0, None)
+    assert reader.count(url) == (0, None)
     assert lost(read(shards_of(url, counts=[2]), 0, [0, 1])[1]) == {GONE: 2}
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tar at all" * 100, b"\x1f\x8b broken gzip"])
 def test_no_tar(tmp_path, content):
     (tmp_path / "x.tar").write_bytes(content)
-    counted = tar.count(str(tmp_path / "x.tar"))
+    counted = reader.count(str(tmp_path / "x.tar"))
     assert counted.count == 0 and counted.problem
     assert lost(read(shards_of(str(tmp_path / "x.tar"), counts=[2]), 0, [1])[1]) == {CUT: 1}
 
@@ -234,7 +234,7 @@ def test_hostile_bytes_end_in_a_tally(tmp_path):
 
 
 def test_filtered_samples_are_not_bad():
-    tally = Skipped(max_bad_share=0.1)
+    tally = SampleStats(max_bad_share=0.1)
     for at in range(90):
         tally.add("filtered out: similarity", key=f"{at}", shard="s", detail="0.1")
     for _ in range(9):
@@ -249,7 +249,7 @@ def test_filtered_samples_are_not_bad():
 
 
 def test_tallies_join_and_go_through_a_checkpoint():
-    one, two = Skipped(max_bad_share=0.5), Skipped(max_bad_share=0.5)
+    one, two = SampleStats(max_bad_share=0.5), SampleStats(max_bad_share=0.5)
     one.add("a", key="1", shard="s", detail="first", count=3)
     one.remark("missing side file", shard="s")
     two.add("a", key="2", shard="t", detail="second")
@@ -257,8 +257,8 @@ def test_tallies_join_and_go_through_a_checkpoint():
     two.remark("missing side file", shard="t")
     two.good()
     one.merge(two)
-    again = restored(one.plain(), max_bad_share=0.5)
+    again = stats_from_plain(one.plain(), max_bad_share=0.5)
     assert again.plain() == one.plain() and again.report() == one.report()
     assert (again.seen, again.bad, again.reasons["a"].keys, again.reasons["a"].detail) == (5, 4, ["1", "2"], "first")
     assert "missing side file: 2 shard(s) (s, t)" in again.report()
-    assert not again.clean and Skipped(max_bad_share=0.0).clean
+    assert not again.clean and SampleStats(max_bad_share=0.0).clean

@@ -10,9 +10,9 @@ from makers.system import config
 from safetensors.torch import load_file
 
 from open_kandinsky import train as verb
-from open_kandinsky.callbacks.checkpoint_io import WholeCheckpoints
-from open_kandinsky.failures import message
+from open_kandinsky.core.failures import message
 from open_kandinsky.train import train
+from open_kandinsky.training.checkpointing import WholeCheckpoints
 
 ROOTS = {"clip": "shapes", "movq": "shapes", "prior": "cached", "prior_linear": "cached", "decoder": "cached"}
 LEFT = {"config.yaml", "weights.safetensors"}

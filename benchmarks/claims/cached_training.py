@@ -22,14 +22,19 @@ from caches import CLIP, jpegs, write_cache  # noqa: E402
 from pairs import network, of_width  # noqa: E402
 from timing import Effort, Entry, compared, main  # noqa: E402
 
-from open_kandinsky import configuration  # noqa: E402
-from open_kandinsky.caching.encoders import Encoders  # noqa: E402
-from open_kandinsky.caching.prepared import Prepared  # noqa: E402
+from open_kandinsky.config import compose  # noqa: E402
 from open_kandinsky.core.draws import ALONE  # noqa: E402
-from open_kandinsky.data.caches.fields import fields_of  # noqa: E402
-from open_kandinsky.data.caches.folder import read_manifest  # noqa: E402
-from open_kandinsky.data.caches.states import kept  # noqa: E402
-from open_kandinsky.data.caches.streamed import CacheShards, PrepareCached  # noqa: E402
+from open_kandinsky.data.cache.encode import (
+    Encoders,  # noqa: E402
+    PreparedInputs,  # noqa: E402
+)
+from open_kandinsky.data.cache.folder import (  # noqa: E402
+    CacheShards,
+    PrepareCached,
+    read_manifest,  # noqa: E402
+)
+from open_kandinsky.data.cache.rows import kept  # noqa: E402
+from open_kandinsky.data.cache.shard import fields_of  # noqa: E402
 from open_kandinsky.data.transforms import ClipPixels, Pixels, open_image  # noqa: E402
 from open_kandinsky.train import make  # noqa: E402
 
@@ -51,7 +56,7 @@ def online(small: bool) -> Batches:
     pictures = cycle(jpegs())
     while True:
         images = [open_image(data) for data in islice(pictures, BATCH)]
-        samples = [Prepared("k", ["a caption"], {"z": pixels(i), "image_emb": clip_pixels(i)}) for i in images]
+        samples = [PreparedInputs("k", ["a caption"], {"z": pixels(i), "image_emb": clip_pixels(i)}) for i in images]
         made = encoders.images(samples) | encoders.texts(clip.encode_text, ["a caption"] * BATCH)
         yield {name: made[name].float() for name in FIELDS} | {"key": ["k"] * BATCH}
 
@@ -75,7 +80,7 @@ class Training:
     """A step by hand: loss, gradients, optimiser, moving average."""
 
     def __init__(self, small: bool) -> None:
-        cfg: Any = configuration.compose("train", [*SIZES, *(SMALL if small else []), "data.path=none"])
+        cfg: Any = compose.compose("train", [*SIZES, *(SMALL if small else []), "data.path=none"])
         torch.manual_seed(0)
         self.stage = make(cfg.stage)
         shapes = {"image_emb": (768,), "text_emb": (768,), "text_tokens": (77, 768)}

@@ -24,13 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from timing import Effort, Entry, alone, main  # noqa: E402
 
-from open_kandinsky.data.caches.fields import fields_of
-from open_kandinsky.data.caches.folder import finish, read_manifest, shard_files, write_null
-from open_kandinsky.data.caches.rows import rows_of
-from open_kandinsky.data.caches.shard import write_shard
-from open_kandinsky.data.caches.states import before, kept
-from open_kandinsky.data.caches.streamed import CacheShards, PrepareCached
-from open_kandinsky.data.caches.table import CachedTable, first_caption, read_rows
+from open_kandinsky.data.cache.folder import CacheShards, PrepareCached, finish, read_manifest, shard_files, write_null
+from open_kandinsky.data.cache.rows import before, kept, rows_of
+from open_kandinsky.data.cache.shard import fields_of, write_shard
+from open_kandinsky.data.cache.table import CachedTable, first_caption, read_rows
 from open_kandinsky.data.transforms import ClipPixels, Pixels, open_image
 
 POSITIONS, CLIP, XLM_R, BATCH, SHARD = 77, 768, 1024, 64, 512

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pairs import Pair, of_width, tensors, unet  # noqa: E402
 from timing import Effort, Entry, main  # noqa: E402
 
-from open_kandinsky import configuration  # noqa: E402
+from open_kandinsky.config import compose  # noqa: E402
 from open_kandinsky.core.draws import ALONE  # noqa: E402
 from open_kandinsky.train import hush, make  # noqa: E402
 
@@ -114,7 +114,7 @@ class Turns(Callback):
 
 
 def measured(pair: Pair, channels: int, side: int, precision: str, steps: int) -> Turns:
-    cfg: Any = configuration.compose("train", [*CHOSEN, *of_width(channels), f"trainer.precision={precision}"])
+    cfg: Any = compose.compose("train", [*CHOSEN, *of_width(channels), f"trainer.precision={precision}"])
     stage = make(cfg.stage)
     stage.network.load_state_dict(pair.ours.state_dict())
     watch = Turns(pair.theirs)

@@ -22,10 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from timing import Effort, Entry, alone, compared, main  # noqa: E402
 
-from open_kandinsky.metrics.evaluators import inception  # noqa: E402
-from open_kandinsky.metrics.frechet import frechet_from_moments, moments
-from open_kandinsky.metrics.frechet_check import cross_checked
-from open_kandinsky.metrics.inception_score import inception_score
+from open_kandinsky.metrics import evaluators  # noqa: E402
+from open_kandinsky.metrics.features import inception_score
+from open_kandinsky.metrics.frechet import cross_checked, frechet_from_moments, moments
 from open_kandinsky.metrics.kernel import cmmd, kid
 from open_kandinsky.metrics.neighbours import neighbours
 
@@ -61,8 +60,8 @@ def features(effort: Effort) -> Entry:
     """A batch of 256 px pictures through both extractors."""
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (BATCH, 3, 256, 256), dtype=torch.uint8)
-    network = inception.Inception(state=None, input_path=inception.tf1)
-    ours, other = inception.folded(network), theirs(network.state_dict())
+    network = evaluators.Inception(state=None, input_path=evaluators.tf1)
+    ours, other = evaluators.folded(network), theirs(network.state_dict())
     return compared("Inception features, 256 px", lambda: ours(pixels), lambda: other(pixels), 1.5, effort)
 
 

@@ -21,7 +21,7 @@ from timing import Effort, Entry, alone, compared, main  # noqa: E402
 
 from open_kandinsky import loading  # noqa: E402
 from open_kandinsky.data.shapes.world import toy_world  # noqa: E402
-from open_kandinsky.evaluation.shapes import Examples, Judge, read_examples  # noqa: E402
+from open_kandinsky.evaluation.toy import Examples, Judge, read_examples  # noqa: E402
 from open_kandinsky.metrics.frechet import frechet_distance  # noqa: E402
 
 GOAL, BATCH = 4.0, 64

@@ -26,8 +26,8 @@ from decoder_step import SILENT  # noqa: E402
 from pairs import of_width  # noqa: E402
 from timing import Effort, Entry, alone, main, waited  # noqa: E402
 
-from open_kandinsky import configuration  # noqa: E402
-from open_kandinsky.callbacks.speed.throughput import Throughput  # noqa: E402
+from open_kandinsky.callbacks.throughput import Throughput  # noqa: E402
+from open_kandinsky.config import compose  # noqa: E402
 from open_kandinsky.train import hush, make  # noqa: E402
 
 SIDE = 8192  # of the matrices whose product has the dense rate
@@ -84,7 +84,7 @@ def trained(stage: str, training: Training, engine: str, windows: int, folder: P
     chosen += [f"trainer={'gpu' if there else 'cpu'}", "trainer.val_check_interval=null"]
     chosen += [f"data.batch_size={training.batch if there else 2}", "data.shuffle_buffer=256"]
     chosen += [f"data.workers={min(os.cpu_count() or 1, 4)}"]
-    cfg: Any = configuration.compose("train", chosen + ([] if there else training.small))
+    cfg: Any = compose.compose("train", chosen + ([] if there else training.small))
     watch, throughput = Windows(), Throughput()
     steps = BEFORE + windows * WINDOW
     trainer = instantiate(cfg.trainer, max_steps=steps, _convert_="all")(

@@ -26,14 +26,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from timing import Effort, Entry, compared, main
 
-from open_kandinsky.data.pairs.buckets import OneShape
-from open_kandinsky.data.pairs.captions import Captions
-from open_kandinsky.data.pairs.filters import Filters
-from open_kandinsky.data.shards import ShardData
-from open_kandinsky.data.tars.index import ShardIndex
-from open_kandinsky.data.tars.sidecars import NoSidecars
-from open_kandinsky.data.tars.tally import Skipped
-from open_kandinsky.data.tars.tar import TarShards, count
+from open_kandinsky.data.pairs import Captions, Filters, OneShape
+from open_kandinsky.data.shard_data import ShardData
+from open_kandinsky.data.tar.index import ShardIndex
+from open_kandinsky.data.tar.reader import TarShards, count
+from open_kandinsky.data.tar.sample import NoSidecars
+from open_kandinsky.data.tar.stats import SampleStats
 from open_kandinsky.data.transforms import Pixels, open_image
 
 WORKERS, BATCH, QUEUED = 2, 32, 2 * 2  # batches that a DataLoader's workers make ahead
@@ -151,7 +149,7 @@ def resumed(folder: Path, effort: Effort) -> Entry:
         next(iter(late.train_dataloader()))
 
     def read_through() -> None:
-        shards, tally = TarShards(index, NoSidecars()), Skipped(max_bad_share=0.0)
+        shards, tally = TarShards(index, NoSidecars()), SampleStats(max_bad_share=0.0)
         every = chain.from_iterable(shards.read(shard, range(samples), tally) for shard in range(len(urls)))
         for _ in islice(every, total * 9 // 10):
             pass

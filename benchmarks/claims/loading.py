@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pairs import Pair, of_width, prior, unet  # noqa: E402
 from timing import Effort, Entry, alone, main  # noqa: E402
 
-from open_kandinsky import configuration, loading  # noqa: E402
+from open_kandinsky import loading  # noqa: E402
+from open_kandinsky.config import compose
 from open_kandinsky.weights import store  # noqa: E402
 
 GOAL = 1.1
@@ -38,7 +39,7 @@ def account(figure: str) -> int:
 
 
 def ours(pair: Pair, folder: Path, typed: list[str]) -> None:
-    configuration.save(configuration.compose("train", [*typed, "data.path=none"]), folder / "config.yaml")
+    compose.save(compose.compose("train", [*typed, "data.path=none"]), folder / "config.yaml")
     store.write(folder / store.WEIGHTS, pair.ours.state_dict())
 
 

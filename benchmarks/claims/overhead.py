@@ -25,12 +25,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from timing import Effort, Entry, main  # noqa: E402
 
-from open_kandinsky import configuration  # noqa: E402
+from open_kandinsky.config import compose  # noqa: E402
 from open_kandinsky.core.draws import ALONE  # noqa: E402
-from open_kandinsky.data.caches.folder import finish, shard_files, write_null  # noqa: E402
-from open_kandinsky.data.caches.rows import rows_of  # noqa: E402
-from open_kandinsky.data.caches.shard import write_shard  # noqa: E402
-from open_kandinsky.data.caches.states import kept  # noqa: E402
+from open_kandinsky.data.cache.folder import finish, shard_files, write_null  # noqa: E402
+from open_kandinsky.data.cache.rows import (
+    kept,  # noqa: E402
+    rows_of,  # noqa: E402
+)
+from open_kandinsky.data.cache.shard import write_shard  # noqa: E402
 from open_kandinsky.data.memory import MemoryLoader  # noqa: E402
 from open_kandinsky.data.order import FixedOrder  # noqa: E402
 from open_kandinsky.train import hush, make  # noqa: E402
@@ -128,7 +130,7 @@ def measured(alone: bool, turns: int) -> tuple[float, float, list[float]]:
         root = Path(folder)
         typed = ["experiment=decoder_toy", f"run_dir='{root}/run'", f"trainer.max_steps={turns * STEPS}"]
         typed += [f"data.path='{root}/cache'", "data.val_path=null"]
-        cfg: Any = configuration.compose("train", typed)
+        cfg: Any = compose.compose("train", typed)
         cache(root / "cache", cfg.dims)
         watch = Turns(make(cfg.stage))
         callbacks = [*([make(cfg.callbacks.ema)] if alone else make(cfg.callbacks).values()), watch]

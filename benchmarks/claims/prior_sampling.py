@@ -19,12 +19,8 @@ from timing import Effort, Entry, compared, main  # noqa: E402
 
 from open_kandinsky.diffusion.parameterisation import X0  # noqa: E402
 from open_kandinsky.diffusion.schedule import cosine  # noqa: E402
-from open_kandinsky.pipeline.packing import packed  # noqa: E402
-from open_kandinsky.pipeline.sampling import (  # noqa: E402
-    Diffusion,
-    Sampling,
-    guiding,  # noqa: E402
-)
+from open_kandinsky.pipeline.execution import packed  # noqa: E402
+from open_kandinsky.pipeline.sampling import Diffusion, Sampling, guiding
 
 SCHEDULER = {"variance_type": "fixed_small_log", "prediction_type": "sample", "clip_sample_range": 10.0}
 GOALS = {128: 8.0, 512: 8.0, 2048: 10.0}  # by width

@@ -11,9 +11,9 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.data.coco import Coco
-from open_kandinsky.data.coco.fetch import Published, fetch
+from open_kandinsky.data.coco.fetch import CocoRelease, fetch
 
 
 def coco(cfg: DictConfig) -> Coco:
@@ -21,13 +21,13 @@ def coco(cfg: DictConfig) -> Coco:
     return fetch(Path(cfg.to), instantiate(cfg.published))
 
 
-def spare(folder: Path, published: Published) -> list[Path]:
+def spare(folder: Path, published: CocoRelease) -> list[Path]:
     """Archives that are still there, of which nothing is needed any more."""
     paths = (folder / archive.name for archive in (published.annotations, published.pictures))
     return [path for path in paths if path.exists()]
 
 
-@configuration.verb("coco")
+@compose.command("coco")
 def main(cfg: DictConfig) -> None:
     found = coco(cfg)
     print(f"coco: {len(found.images):,} images and {len(found.captions):,} captions in {found.source}")

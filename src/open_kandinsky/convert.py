@@ -14,21 +14,21 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.core import files
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.suggest import lookup
 from open_kandinsky.loading import USUAL, Picks, find, network, with_sampling
 from open_kandinsky.weights import checkpoint, store
 from open_kandinsky.weights.diffusers import export
-from open_kandinsky.weights.kandinsky21 import movqgan
+from open_kandinsky.weights.kandinsky21 import folder
 from open_kandinsky.weights.keymap import State
 from open_kandinsky.weights.part import TEXT, Part, Picked, agree, left_out
 
 WEIGHTS_OF = {
     "usual": USUAL,
-    "raw": Picks(movqgan.raw, checkpoint.raw),
-    "ema": Picks(movqgan.ema, checkpoint.ema),
+    "raw": Picks(folder.raw, checkpoint.raw),
+    "ema": Picks(folder.ema, checkpoint.ema),
 }
 SUMS = "SHA256SUMS"  # as sha256sum -c reads it; written last
 
@@ -84,7 +84,7 @@ def write_native(out: Path, parts: Mapping[str, Part], dtype: torch.dtype, bar: 
                 files.write(out / name / "tokenizer" / file.name, file.read_bytes())
             cfg.stage.network.tokenizer = "tokenizer"
         store.write(out / name / store.WEIGHTS, network(part, dtype).state_dict())
-        configuration.save(cfg, out / name / "config.yaml")
+        compose.save(cfg, out / name / "config.yaml")
         bar.update()
 
 
@@ -108,7 +108,7 @@ def write_diffusers(out: Path, parts: Mapping[str, Part], dtype: torch.dtype, ba
 LAYOUTS = {"native": write_native, "diffusers": write_diffusers}
 
 
-@configuration.verb("convert")
+@compose.command("convert")
 def main(cfg: DictConfig) -> None:
     print(f"converted: {convert(cfg)}")
 

@@ -16,16 +16,14 @@ from typing import Any, cast
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.core.errors import UserError
-from open_kandinsky.evaluation.asked import DRAWING, OPTIONS, Asked
-from open_kandinsky.evaluation.samples import exactly
-from open_kandinsky.evaluation.shapes import called
-from open_kandinsky.evaluation.subject import Subject
+from open_kandinsky.evaluation.samples import DRAWING, OPTIONS, EvalRequest, Subject, exactly
+from open_kandinsky.evaluation.toy import called
 from open_kandinsky.loading import check_steps, fingerprints, load
 from open_kandinsky.pipeline import Pipeline
+from open_kandinsky.pipeline.execution import take_device
 from open_kandinsky.pipeline.options import Options, check, sides
-from open_kandinsky.weights.devices import take_device
 from open_kandinsky.weights.part import REST
 from open_kandinsky.weights.source import Source
 
@@ -42,7 +40,7 @@ def evaluate(cfg: DictConfig) -> str:
     options = {name: wanted[name] for name in DRAWING if wanted[name] is not None}
     check(options)
     given = {name: USUAL[name] if wanted[name] is None else wanted[name] for name in USUAL}
-    asked = Asked(
+    asked = EvalRequest(
         out=Path(wanted["out"]),
         subjects={name: subject(wanted, name, options, given["seed"]) for name in wanted["priors"]},
         coco=None if wanted["coco"] is None else Path(wanted["coco"]),
@@ -93,10 +91,10 @@ def beside(cfg: DictConfig, name: str) -> DictConfig:
     """The config with another protocol, and all else as it is."""
     kept = ("device", "evaluator_weights", "accept_unknown_weights")
     typed = [f"{key}='{cfg[key]}'" if isinstance(cfg[key], str) else f"{key}={cfg[key]}".lower() for key in kept]
-    return configuration.compose("evaluate", [f"protocol={name}", "weights=as_above", "out=as_above", *typed])
+    return compose.compose("evaluate", [f"protocol={name}", "weights=as_above", "out=as_above", *typed])
 
 
-@configuration.verb("evaluate")
+@compose.command("evaluate")
 def main(cfg: DictConfig) -> None:
     print(evaluate(cfg))
 

@@ -21,18 +21,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.suggest import lookup
-from open_kandinsky.data.prompts import is_picture
-from open_kandinsky.evaluation.gallery import Gallery, Picture, begun_with
+from open_kandinsky.generation.gallery import Gallery, Picture, begun_with
+from open_kandinsky.generation.modes import MODES, Mode, PictureRequest, strings
+from open_kandinsky.generation.prompts import is_picture
 from open_kandinsky.loading import check_steps, fingerprints, load
-from open_kandinsky.modes import MODES, Asked, Mode
-from open_kandinsky.modes.request import strings
-from open_kandinsky.pipeline import Pipeline, compiling, options
+from open_kandinsky.pipeline import Pipeline, execution, options
+from open_kandinsky.pipeline.execution import check_device
 from open_kandinsky.pipeline.sampling import STRENGTH
 from open_kandinsky.weights import store
-from open_kandinsky.weights.devices import check_device
 
 FILES = ("images", "masks", "parts", "between")  # which may name pictures
 
@@ -65,7 +64,7 @@ def draw(
     wanted: Mapping[str, Any],
     mode: Mode,
     batch: Sequence[Picture],
-    asked: Sequence[Asked],
+    asked: Sequence[PictureRequest],
     gallery: Gallery,
 ) -> None:
     """A batch of pictures into the gallery, each with what it was made by."""
@@ -87,7 +86,7 @@ def mode_of(wanted: Mapping[str, Any]) -> Mode:
     return mode
 
 
-def asked_of(wanted: Mapping[str, Any], mode: Mode) -> list[Asked]:
+def asked_of(wanted: Mapping[str, Any], mode: Mode) -> list[PictureRequest]:
     """Every picture asked for."""
     asked = mode.asked(wanted)
     if not asked:
@@ -107,11 +106,11 @@ def check(wanted: Mapping[str, Any]) -> None:
     for one in device.values() if isinstance(device, Mapping) else [device]:
         check_device(one)
     if wanted["compile"]:
-        compiling.check(device, offload=wanted["offload"])
+        execution.check(device, offload=wanted["offload"])
 
 
 def request(
-    wanted: Mapping[str, Any], mode: Mode, asked: Sequence[Asked], weights: Mapping[str, str]
+    wanted: Mapping[str, Any], mode: Mode, asked: Sequence[PictureRequest], weights: Mapping[str, str]
 ) -> dict[str, Any]:
     """All that decides the pictures, and on a CPU their last bits, but for torch's version and the machine's model."""
     files = [path for name in FILES for path in strings(wanted[name]) if is_picture(path)]
@@ -148,7 +147,7 @@ def given(wanted: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
     return {name: options.sides(wanted[name]) if name == "size" else wanted[name] for name in mode.options}
 
 
-@configuration.verb("generate")
+@compose.command("generate")
 def main(cfg: DictConfig) -> None:
     print(f"generated: {generate(cfg)}")
 

@@ -15,13 +15,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.human.comparison import Comparison
-from open_kandinsky.evaluation.human.pairs import Pair, read_pairs
 from open_kandinsky.evaluation.human.results import results, told
 from open_kandinsky.evaluation.human.server import LOOPBACK, serving
-from open_kandinsky.evaluation.human.votes import Votes
+from open_kandinsky.evaluation.human.votes import PicturePair, Votes, read_pairs
 from open_kandinsky.evaluation.report import write_json
 
 
@@ -32,7 +31,7 @@ def judge(cfg: DictConfig) -> None:
     SHOW[cfg.show](cfg, read_pairs(Path(cfg.a), Path(cfg.b)))
 
 
-def show_page(cfg: DictConfig, pairs: list[Pair]) -> None:
+def show_page(cfg: DictConfig, pairs: list[PicturePair]) -> None:
     """Where the page is, and at the end how many votes there are."""
     if cfg.out is not None:
         raise UserError(f"out={cfg.out} is read with show=results; the page writes to votes={cfg.votes} alone")
@@ -46,7 +45,7 @@ def show_page(cfg: DictConfig, pairs: list[Pair]) -> None:
     votes.close()
 
 
-def show_results(cfg: DictConfig, pairs: list[Pair]) -> None:
+def show_results(cfg: DictConfig, pairs: list[PicturePair]) -> None:
     """Print them, and write them to `out` where one is given; a file that is there is left alone."""
     if not Path(cfg.votes).is_file():
         raise UserError(f"votes={cfg.votes}: no such file; show=page is where votes are cast")
@@ -65,7 +64,7 @@ def show_results(cfg: DictConfig, pairs: list[Pair]) -> None:
 SHOW = {"page": show_page, "results": show_results}
 
 
-@configuration.verb("judge")
+@compose.command("judge")
 def main(cfg: DictConfig) -> None:
     judge(cfg)
 

@@ -19,14 +19,14 @@ from open_kandinsky.config import CONF
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.diffusion.samplers import named
 from open_kandinsky.networks.condition import ImageCondition
-from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling, compiling, packing
+from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling, execution
+from open_kandinsky.pipeline.execution import Device, Turns, at_home, one, placed
 from open_kandinsky.pipeline.inpainting import MAX_SIDE, MIN_SIDE
 from open_kandinsky.weights import build, checkpoint, native, store
 from open_kandinsky.weights import source as sources
-from open_kandinsky.weights.devices import Device, Turns, at_home, one, placed
 from open_kandinsky.weights.diffusers import folder as diffusers
+from open_kandinsky.weights.kandinsky21 import folder
 from open_kandinsky.weights.kandinsky21 import folder as kandinsky21
-from open_kandinsky.weights.kandinsky21 import movqgan
 from open_kandinsky.weights.part import TEXT, Part, Picked, agree, left_out
 from open_kandinsky.weights.source import Source
 
@@ -40,7 +40,7 @@ class Picks(NamedTuple):
     ours: Callable[[Path], Picked]
 
 
-USUAL = Picks(movqgan.raw, checkpoint.usual)
+USUAL = Picks(folder.raw, checkpoint.usual)
 
 
 def load(
@@ -62,7 +62,7 @@ def load(
     parts that do not fit together.
     """
     if compile:
-        compiling.check(device, offload=offload)
+        execution.check(device, offload=offload)
     parts = find(source)
     agree(parts)
     devices = placed(device)
@@ -72,8 +72,8 @@ def load(
         made = {part: turns.seat(network(found, dtype)) for part, found in parts.items()}
     else:
         made = {part: network(found, dtype).to(devices[part]) for part, found in parts.items()}
-        for part in compiling.DRAWING:
-            quickened = compiling.compiled if compile and compiling.pays(part, devices[part]) else packing.packed
+        for part in execution.DRAWING:
+            quickened = execution.compiled if compile and execution.pays(part, devices[part]) else execution.packed
             made[part] = quickened(made[part])
         made = {part: each if devices[part] == home else at_home(each, home) for part, each in made.items()}
     diffusions = {part: diffusion(parts[part], part, made[part], home) for part in ("prior", "decoder")}

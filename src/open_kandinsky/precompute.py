@@ -19,22 +19,30 @@ from typing import Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from open_kandinsky import configuration, loading, secrets
-from open_kandinsky.caching.check import chosen, differing, problems
-from open_kandinsky.caching.encoders import Encoders
-from open_kandinsky.caching.inputs import Input, inputs
-from open_kandinsky.caching.making import FinishUnit, Judge, Maker, NullUnit, ShardUnit
-from open_kandinsky.caching.prepared import Prepare
-from open_kandinsky.caching.survey import Survey, survey
-from open_kandinsky.core import files
+from open_kandinsky import loading
+from open_kandinsky.config import compose
+from open_kandinsky.core import files, secrets
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.leases import Leases, share
-from open_kandinsky.data.caches.folder import begin, read_manifest
-from open_kandinsky.data.caches.states import kept
-from open_kandinsky.data.tars.urls import shard_urls
+from open_kandinsky.data.cache.encode import Encoders, Input, PrepareInputs, inputs
+from open_kandinsky.data.cache.folder import begin, read_manifest
+from open_kandinsky.data.cache.make import (
+    BadSampleLimit,
+    FinishUnit,
+    Maker,
+    NullUnit,
+    ShardUnit,
+    Survey,
+    chosen,
+    differing,
+    problems,
+    survey,
+)
+from open_kandinsky.data.cache.rows import kept
+from open_kandinsky.data.tar.opening import shard_urls
 from open_kandinsky.data.transforms import ClipPixels, Pixels
+from open_kandinsky.pipeline.execution import take_device
 from open_kandinsky.weights import store
-from open_kandinsky.weights.devices import take_device
 from open_kandinsky.weights.part import Part
 
 ENCODERS = ("clip", "movq", "text")
@@ -71,7 +79,7 @@ def precompute(cfg: DictConfig) -> Path:
 
 def make(cfg: DictConfig, out: Path, given: Sequence[Input], recipe: Mapping[str, Any], maker: Maker) -> None:
     """Every shard that nobody else makes; returns when all are there."""
-    judge = Judge(out, given, max_bad_share=cfg.max_bad_share)
+    judge = BadSampleLimit(out, given, max_bad_share=cfg.max_bad_share)
     units = [NullUnit(out, maker), *(ShardUnit(one, out, recipe, maker, judge) for one in given)]
     with tqdm(total=len(units), desc="shards", unit="shard") as bar:
         share(units, Leases(out / CLAIMS), seen=bar.update)
@@ -81,7 +89,7 @@ def finish(cfg: DictConfig, out: Path, given: Sequence[Input], recipe: Mapping[s
     """Statistics and manifest, by whoever comes first; each process says what was skipped, and which are orphans."""
     found = survey(out, given, recipe)
     found.refuse_stale()
-    total = Judge(out, given, max_bad_share=cfg.max_bad_share).total
+    total = BadSampleLimit(out, given, max_bad_share=cfg.max_bad_share).total
     total.check()
     facts = {**recipe, "source": secrets.masked(str(cfg.urls)), "skipped": {"seen": total.seen, "bad": total.bad}}
     shards = sorted(out / f"{name}.safetensors" for name in found.about)
@@ -163,7 +171,7 @@ def fingerprint(part: Part) -> str:
     return hashlib.sha256(json.dumps([network, hashes], sort_keys=True).encode()).hexdigest()
 
 
-def encoders(cfg: DictConfig, parts: Mapping[str, Part], size: int | None) -> tuple[Encoders, Prepare]:
+def encoders(cfg: DictConfig, parts: Mapping[str, Part], size: int | None) -> tuple[Encoders, PrepareInputs]:
     """The networks, and what prepares pictures for them."""
     made = {name: loading.network(part) for name, part in parts.items()}
     clip, transforms = made["clip"], {"image_emb": ClipPixels(size=made["clip"].image_size[0])}
@@ -177,10 +185,10 @@ def encoders(cfg: DictConfig, parts: Mapping[str, Part], size: int | None) -> tu
         precision=store.DTYPES[cfg.precision],
         device=cfg.device,
     )
-    return networks, Prepare(transforms, list(cfg.caption_places))
+    return networks, PrepareInputs(transforms, list(cfg.caption_places))
 
 
-@configuration.verb("precompute")
+@compose.command("precompute")
 def main(cfg: DictConfig) -> None:
     print(f"precomputed: {precompute(cfg)}")
 

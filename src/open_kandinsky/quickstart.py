@@ -16,14 +16,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.core import files
 from open_kandinsky.core.errors import UserError
-from open_kandinsky.data.shapes.coco import write_coco
 from open_kandinsky.data.shapes.world import toy_world
-from open_kandinsky.data.shapes.write import write_shapes
+from open_kandinsky.data.shapes.write import write_coco, write_shapes
 from open_kandinsky.evaluate import evaluate
-from open_kandinsky.evaluation.quickstart_report import Part, report_on
+from open_kandinsky.evaluation.toy import QuickstartPart, report_on
 from open_kandinsky.precompute import precompute
 from open_kandinsky.train import train
 
@@ -45,7 +44,7 @@ class Parts:
     """What is done, in order. A part is a folder, and is done when that holds part.json."""
 
     out: Path
-    done: dict[str, Part] = field(default_factory=dict)
+    done: dict[str, QuickstartPart] = field(default_factory=dict)
 
     def do(self, name: str, purpose: str, make: Callable[[Path], object]) -> None:
         folder, mark = self.out / name, self.out / name / "part.json"
@@ -59,7 +58,7 @@ class Parts:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             part = {"purpose": purpose, "seconds": time.perf_counter() - start, "peak_memory_gb": peak}
             files.write(mark, json.dumps(part, indent=2))
-        self.done[name] = Part(**json.loads(mark.read_text()))
+        self.done[name] = QuickstartPart(**json.loads(mark.read_text()))
 
 
 def quickstart(cfg: DictConfig) -> Path:
@@ -75,11 +74,11 @@ def quickstart(cfg: DictConfig) -> Path:
     def encoded(split: str) -> Callable[[Path], object]:
         paths = {"urls": out / "shapes" / split, "clip": out / "clip", "movq": out / "movq"}
         sizes = ["batch_size=256", "max_bad_share=0.0", "latents=float32"]
-        return lambda folder: precompute(configuration.compose("precompute", given({**paths, "out": folder}) + sizes))
+        return lambda folder: precompute(compose.compose("precompute", given({**paths, "out": folder}) + sizes))
 
     def trained(overrides: Sequence[str]) -> Callable[[Path], object]:
         mine = [*overrides, f"seed={cfg.seed}"]
-        return lambda folder: train(configuration.compose("train", mine + given({"root": out, "run_dir": folder})))
+        return lambda folder: train(compose.compose("train", mine + given({"root": out, "run_dir": folder})))
 
     parts.do("shapes", "pictures of shapes are drawn from known attributes, with captions", drawn)
     for name, overrides in cfg.train.items():
@@ -92,7 +91,7 @@ def quickstart(cfg: DictConfig) -> Path:
 
     def scored(folder: Path) -> None:
         paths = given({"weights": out, "out": folder, "protocol.shapes": out / "shapes"})
-        evaluate(configuration.compose("evaluate", [*cfg.evaluate, f"priors=[{','.join(priors)}]", *paths]))
+        evaluate(compose.compose("evaluate", [*cfg.evaluate, f"priors=[{','.join(priors)}]", *paths]))
 
     parts.do("scores", "pictures are drawn for captions, and read by rule: do they show what was asked for?", scored)
     return report_on(out, parts.done, seed=cfg.seed)
@@ -106,7 +105,7 @@ def claim(cfg: DictConfig) -> Path:
         raise UserError(f"out={out} holds a quickstart with other settings: choose another out, or remove it")
     if not path.is_file() and not files.is_empty(out):
         raise UserError(f"out={out} is not empty and holds no quickstart: choose another out")
-    configuration.save(cfg, path)
+    compose.save(cfg, path)
     return out
 
 
@@ -115,7 +114,7 @@ def given(paths: dict[str, Path]) -> list[str]:
     return [f"{key}='{str(path).replace(chr(39), chr(92) + chr(39))}'" for key, path in paths.items()]
 
 
-@configuration.verb("quickstart")
+@compose.command("quickstart")
 def main(cfg: DictConfig) -> None:
     print(f"\nreport: {quickstart(cfg)}")
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.suggest import lookup
-from open_kandinsky.evaluation.selfcheck import report
-from open_kandinsky.evaluation.selfcheck.check import Check, run
+from open_kandinsky.evaluation.reproduce import checks as report
+from open_kandinsky.evaluation.reproduce.checks import Check, run
 
 
 def selfcheck(cfg: DictConfig) -> bool:
@@ -51,7 +51,7 @@ def asked(cfg: DictConfig) -> list[Check]:
     return [check for name in cfg.checks for check in instantiate(cfg.known[name], _convert_="all")]
 
 
-@configuration.verb("selfcheck")
+@compose.command("selfcheck")
 def main(cfg: DictConfig) -> None:
     sys.exit(0 if selfcheck(cfg) else 1)
 

@@ -21,17 +21,17 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from open_kandinsky import configuration, failures, sweeps
-from open_kandinsky.callbacks import loggers
 from open_kandinsky.callbacks.ema import EMA
 from open_kandinsky.callbacks.preemption import Preempted, Preemption
-from open_kandinsky.core import files
+from open_kandinsky.config import compose, sweep
+from open_kandinsky.core import failures, files
 from open_kandinsky.core.distributed import gather_unsharded
 from open_kandinsky.core.errors import NumericalError, UserError
-from open_kandinsky.runs import failing, folder, initial, launch, slurm
-from open_kandinsky.secrets import hidden_arguments
+from open_kandinsky.core.secrets import hidden_arguments
+from open_kandinsky.training import launch, loggers
+from open_kandinsky.training import run_dir as runs
 from open_kandinsky.weights import store
-from open_kandinsky.weights.part import PARTS
+from open_kandinsky.weights.build import part_of
 
 make = partial(instantiate, _convert_="all")  # lists and dicts, no configs
 
@@ -56,14 +56,14 @@ def train(cfg: DictConfig) -> Path:
     """Run one training; returns the run's folder, which holds config.yaml, checkpoints and weights.safetensors."""
     hush()
     check_devices(cfg.trainer)
-    slurm.check_tasks(cfg.trainer.devices, cfg.trainer.get("num_nodes", 1))
+    launch.check_tasks(cfg.trainer.devices, cfg.trainer.get("num_nodes", 1))
     check_length(cfg.trainer)
-    check_precision(cfg.trainer, part_of(cfg.stage))
+    check_precision(cfg.trainer, part_of(cfg))
     run_dir, is_first = Path(cfg.run_dir), launch.rank() == 0
-    checkpoint = folder.start(run_dir, cfg.resume, is_first=is_first)
+    checkpoint = runs.start(run_dir, cfg.resume, is_first=is_first)
     with ExitStack() as stack:
         if is_first:
-            stack.enter_context(folder.held(run_dir))
+            stack.enter_context(runs.run_lock(run_dir))
             files.remove_leftovers(run_dir)
         callbacks: dict[str, Any] = make(cfg.callbacks)
         for callback in callbacks.values():
@@ -78,27 +78,27 @@ def fit(cfg: DictConfig, run_dir: Path, checkpoint: Path | None, callbacks: list
     seed_everything(cfg.seed, workers=True, verbose=False)
     data, stage = make(cfg.data), make(cfg.stage)
     if cfg.init is not None and checkpoint is None:
-        initial.fill(stage.network, part_of(cfg.stage), cfg.init)
+        runs.fill(stage.network, part_of(cfg), cfg.init)
     trainer = make_trainer(cfg, callbacks, make_logger(cfg.logger, checkpoint))
-    with failing.together(trainer, run_dir), launch.known_to_children(run_dir):
+    with launch.together(trainer, run_dir), launch.known_to_children(run_dir):
         run(trainer, stage, data, cfg, checkpoint)
 
 
 def run(trainer: Trainer, stage: Any, data: Any, cfg: DictConfig, checkpoint: Path | None) -> None:
     """What every process does, from the config that the first one writes to the weights."""
     run_dir = Path(cfg.run_dir)
-    record = configuration.record(cfg)
+    record = compose.record(cfg)
     if trainer.is_global_zero:
-        folder.keep_record(run_dir, record)
-        configuration.save(cfg, run_dir / "config.yaml")
-        print(f"training in {run_dir}, {folder.beginning(checkpoint)}", flush=True)
+        runs.keep_record(run_dir, record)
+        compose.save(cfg, run_dir / "config.yaml")
+        print(f"training in {run_dir}, {runs.beginning(checkpoint)}", flush=True)
     with hidden_arguments():
         for logger in trainer.loggers:
             logger.log_hyperparams(record)
     if any(parameter.requires_grad for parameter in stage.network.parameters()):
         trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if trainer.checkpoint_callback is not None:
-            trainer.save_checkpoint(run_dir / folder.CHECKPOINTS / folder.LAST)  # the callback's may be some steps old
+            trainer.save_checkpoint(run_dir / runs.CHECKPOINTS / runs.LAST)  # the callback's may be some steps old
     export(trainer, stage, run_dir)
 
 
@@ -116,7 +116,7 @@ def make_logger(cfg: DictConfig | None, checkpoint: Path | None) -> Logger | Non
     """A resumed run goes on in the logger's own run, and what it does again is not shown twice."""
     if cfg is None or checkpoint is None:
         return make(cfg)
-    logged = folder.logged(checkpoint)
+    logged = runs.logged(checkpoint)
     known = {"id": logged["runs"].get("WandbLogger"), "purge_step": logged["step"]}
     return make(cfg, **{key: value for key, value in known.items() if key in cfg and cfg[key] is None})
 
@@ -151,7 +151,7 @@ def check_length(trainer: DictConfig) -> None:
         raise UserError(f"trainer.max_steps={trainer.max_steps}: say how long to train, as in trainer.max_steps=100000")
 
 
-def check_precision(trainer: DictConfig, part: str) -> None:
+def check_precision(trainer: DictConfig, part: str | None) -> None:
     """ValueError for a precision in which something would be computed wrongly, and for one that is not known here."""
     wanted = str(trainer.precision)
     if trainer.precision is None or (precision := ALIASES.get(wanted, wanted)) in PRECISIONS[:3]:
@@ -168,11 +168,6 @@ def check_precision(trainer: DictConfig, part: str) -> None:
         )
     if trainer.accelerator == "cpu":
         raise UserError(f"{told} on a CPU: float16 is for GPUs; choose bf16-mixed or 32-true")
-
-
-def part_of(stage: DictConfig) -> str:
-    """Which part of a system a stage trains."""
-    return next(part for part in PARTS if f".{part}." in stage._target_)
 
 
 def export(trainer: Trainer, stage: LightningModule, run_dir: Path) -> None:
@@ -194,8 +189,8 @@ def leave(stop: Preempted, cfg: DictConfig) -> None:
     if launch.rank() == 0:
         go_on = f"go on with the same command and run_dir={cfg.run_dir} resume=auto"
         print(f"open-kandinsky train: {stop}; {go_on}", file=sys.stderr, flush=True)
-        if not stop.by_hand and (job := slurm.job()) and cfg.resume == folder.AUTO:
-            print(f"open-kandinsky train: {slurm.requeue(job)}", file=sys.stderr, flush=True)
+        if not stop.by_hand and (job := launch.job()) and cfg.resume == runs.AUTO:
+            print(f"open-kandinsky train: {launch.requeue(job)}", file=sys.stderr, flush=True)
     raise SystemExit(failures.INTERRUPTED if stop.by_hand else failures.PREEMPTED)
 
 
@@ -207,18 +202,18 @@ def trained(cfg: DictConfig) -> float | None:
     try:
         run_dir = train(cfg)
         if launch.rank() == 0:
-            print("\n  ".join([f"trained: {run_dir}", *folder.ended(run_dir)]))
+            print("\n  ".join([f"trained: {run_dir}", *runs.ended(run_dir)]))
     except Preempted as stop:
         leave(stop, cfg)
     except NumericalError as error:
-        if not (cfg.objective and sweeps.is_sweep()):
+        if not (cfg.objective and sweep.is_sweep()):
             raise
         print(f"open-kandinsky train: {error}", file=sys.stderr, flush=True)
         return None
-    return folder.figure(Path(cfg.run_dir), cfg.objective) if cfg.objective else None
+    return runs.figure(Path(cfg.run_dir), cfg.objective) if cfg.objective else None
 
 
-@configuration.verb("train", first=lambda cfg: launch.agree(cfg.trainer.get("num_nodes", 1)))
+@compose.command("train", first=lambda cfg: launch.agree(cfg.trainer.get("num_nodes", 1)))
 def main(cfg: DictConfig) -> float | None:
     return trained(cfg)
 

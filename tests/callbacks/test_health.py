@@ -9,8 +9,7 @@ from makers.knowing import gradient_norms
 from makers.ranks import ranks
 from makers.system import stage
 
-from open_kandinsky.callbacks.finite import AtOnce, Later, Seen
-from open_kandinsky.callbacks.health import Health
+from open_kandinsky.callbacks.health import AtOnce, Health, Later, Seen
 
 
 class Steep(LightningModule):

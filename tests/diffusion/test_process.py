@@ -4,10 +4,10 @@ import torch
 
 from open_kandinsky.diffusion import schedule
 from open_kandinsky.diffusion.process import (
-    before,
+    alpha_bar_prev,
+    broadcast_to,
     diffuse,
     eps_from_x_0,
-    over,
     posterior_mean,
     snr,
     variance_bounds,
@@ -22,7 +22,7 @@ def draw(*shape):
 
 
 def test_over_has_one_number_an_example_in_the_precision_of_x():
-    spread = over(torch.tensor([1.0, 2.0], dtype=torch.float64), torch.zeros(2, 3, 4, 4))
+    spread = broadcast_to(torch.tensor([1.0, 2.0], dtype=torch.float64), torch.zeros(2, 3, 4, 4))
     assert spread.shape == (2, 1, 1, 1)
     assert spread.dtype == torch.float32
 
@@ -62,4 +62,4 @@ def test_the_last_step_has_no_variance_and_returns_x_0():
 
 
 def test_before_is_one_step_nearer_to_clean():
-    assert before(ALPHA_BAR).tolist() == [1.0, *ALPHA_BAR.tolist()[:-1]]
+    assert alpha_bar_prev(ALPHA_BAR).tolist() == [1.0, *ALPHA_BAR.tolist()[:-1]]

@@ -8,6 +8,7 @@ from PIL import Image
 from scipy import ndimage
 
 from open_kandinsky.evaluation import figures
+from open_kandinsky.generation import contact_sheet
 
 RED = (250, 0, 10)
 
@@ -15,7 +16,7 @@ RED = (250, 0, 10)
 def sheet(tmp_path, n, columns, size=32, **marks):
     path = tmp_path / "samples.png"
     captions = [f"picture {i}, which has a caption of more than one line" for i in range(n)]
-    figures.samples_png(path, [Image.new("RGB", (size, size), RED)] * n, captions, columns, **marks)
+    contact_sheet.samples_png(path, [Image.new("RGB", (size, size), RED)] * n, captions, columns, **marks)
     return np.asarray(Image.open(path)).astype(int)
 
 
@@ -40,7 +41,7 @@ def test_small_pictures_are_enlarged_by_a_whole_factor(tmp_path, size, shown):
 
 def test_pixels_stay_sharp():
     image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
-    assert np.array_equal(np.asarray(figures.enlarged(image))[::24, ::24], np.asarray(image))
+    assert np.array_equal(np.asarray(contact_sheet.enlarged(image))[::24, ::24], np.asarray(image))
 
 
 def test_marks_are_seen(tmp_path):
@@ -52,25 +53,27 @@ def test_marks_are_seen(tmp_path):
 
 def test_lines_are_no_wider_than_the_cell_and_lose_no_word():
     text = "a large green triangle to the left of a small blue square on a silver background"
-    lines = list(figures.wrapped(text, 112, 17))
-    assert " ".join(lines) == text and max(map(figures.FONT.getlength, lines)) <= 112
-    assert figures.FONT.getlength(lines[0]) <= 112 - 17
-    assert list(figures.wrapped("", 112, 0)) == [""]
+    lines = list(contact_sheet.wrapped(text, 112, 17))
+    assert " ".join(lines) == text and max(map(contact_sheet.FONT.getlength, lines)) <= 112
+    assert contact_sheet.FONT.getlength(lines[0]) <= 112 - 17
+    assert list(contact_sheet.wrapped("", 112, 0)) == [""]
 
 
 @pytest.mark.parametrize("indent", [0, 17])
 def test_a_word_wider_than_the_cell_is_broken(indent):
     path = "out/some_folder/with_a_long_name/00000.png"
-    lines = list(figures.wrapped(f"0.5 * {path} + x", 112, indent))
+    lines = list(contact_sheet.wrapped(f"0.5 * {path} + x", 112, indent))
     assert "".join(lines).replace(" ", "") == f"0.5*{path}+x"
-    assert max(map(figures.FONT.getlength, lines)) <= 112 and figures.FONT.getlength(lines[0]) <= 112 - indent
+    assert (
+        max(map(contact_sheet.FONT.getlength, lines)) <= 112 and contact_sheet.FONT.getlength(lines[0]) <= 112 - indent
+    )
 
 
 def test_a_sheet_of_unequal_lists_is_refused(tmp_path):
     with pytest.raises(ValueError, match="1 pictures, 2 captions"):
-        figures.samples_png(tmp_path / "samples.png", [Image.new("RGB", (8, 8))], ["one", "two"], 4)
+        contact_sheet.samples_png(tmp_path / "samples.png", [Image.new("RGB", (8, 8))], ["one", "two"], 4)
     with pytest.raises(ValueError, match="0 pictures"):
-        figures.samples_png(tmp_path / "samples.png", [], [], 4)
+        contact_sheet.samples_png(tmp_path / "samples.png", [], [], 4)
     assert not list(tmp_path.iterdir())
 
 

@@ -8,8 +8,18 @@ from html.parser import HTMLParser
 import pytest
 
 from open_kandinsky.evaluation import figures
-from open_kandinsky.evaluation.page import Section, figure, page, paragraph, picture, table
-from open_kandinsky.evaluation.report import number, percent, shapes_page, write_json
+from open_kandinsky.evaluation.report import (
+    Section,
+    figure,
+    number,
+    page,
+    paragraph,
+    percent,
+    picture,
+    shapes_page,
+    table,
+    write_json,
+)
 
 EVIL = '<script>alert("x")</script>&\'"><img src=x onerror=y>'
 VOID = {"meta", "img", "br", "link", "hr"}

@@ -11,9 +11,9 @@ from makers import precomputing
 from makers.evaluators import inception_state, photos
 from makers.programs import environment
 
-from open_kandinsky.data.cache import CachedData
+from open_kandinsky.data.cached_data import CachedData
 from open_kandinsky.loading import load
-from open_kandinsky.metrics.evaluators.inception import Inception, tf1
+from open_kandinsky.metrics.evaluators import Inception, tf1
 from open_kandinsky.precompute import precompute
 
 pytestmark = pytest.mark.gpu

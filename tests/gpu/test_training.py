@@ -10,7 +10,7 @@ from makers.together import run
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from open_kandinsky.callbacks.health import Health
-from open_kandinsky.callbacks.speed.throughput import Throughput
+from open_kandinsky.callbacks.throughput import Throughput
 from open_kandinsky.core.draws import ALONE, Draws
 
 pytestmark = pytest.mark.gpu

@@ -2,11 +2,10 @@
 
 import torch
 
-from open_kandinsky.data.cache import CachedData
-from open_kandinsky.data.caches.folder import finish, shard_files, write_null
-from open_kandinsky.data.caches.rows import rows_of
-from open_kandinsky.data.caches.shard import write_shard
-from open_kandinsky.data.caches.states import before, kept
+from open_kandinsky.data.cache.folder import finish, shard_files, write_null
+from open_kandinsky.data.cache.rows import before, kept, rows_of
+from open_kandinsky.data.cache.shard import write_shard
+from open_kandinsky.data.cached_data import CachedData
 
 NULL = {"image_emb": torch.ones(1, 6), "text_tokens": torch.zeros(1, 4, 3), "text_emb": torch.zeros(1, 6)}
 RECIPE = {"encoders": {"clip": "abc"}, "text_states": "all"}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from open_kandinsky.evaluation.gallery import Gallery, Picture
+from open_kandinsky.generation.gallery import Gallery, Picture
 
 PROMPTS = ["a red circle", "a <b>blue</b> square & more", "ein gr\u00fcner Kreis"]
 

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 from torch_fidelity import feature_extractor_inceptionv3
 
-from open_kandinsky.metrics.evaluators.inception import Inception, tf1
+from open_kandinsky.metrics.evaluators import Inception, tf1
 
 
 def photos(n, h, w, seed=0):

@@ -5,7 +5,7 @@ from itertools import repeat
 import torch
 from lightning import Callback, LightningDataModule, Trainer
 
-from open_kandinsky.callbacks.random_numbers import RandomNumbers
+from open_kandinsky.callbacks.seeding import RandomNumbers
 
 KEYS = [f"00000/{at:03d}" for at in range(8)]
 CAPTIONS = [

@@ -8,7 +8,7 @@ from itertools import chain, islice
 from makers.ports import free_port
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["open_kandinsky.data.shards"])  # makers are not on its path
+SERVER.set_forkserver_preload(["open_kandinsky.data.shard_data"])  # makers are not on its path
 TIMEOUT = 120  # seconds
 
 

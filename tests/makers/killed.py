@@ -15,14 +15,15 @@ def run(cfg, folder, patch, halts_at):
     """What the verb does with a config; output and errors, and the keys of each batch, go to files in `folder`."""
     import torch
 
-    from open_kandinsky import failures, train
+    from open_kandinsky import train
+    from open_kandinsky.core import failures
 
     torch.set_num_threads(1)  # as in the process that runs the tests
     sys.stdout = sys.stderr = open(Path(folder) / "told", "a", buffering=1)  # noqa: SIM115
     watch(Path(folder) / "keys", halts_at)
     if patch:
         patch()
-    with failures.told("train"):
+    with failures.exit_on_user_error("train"):
         train.trained(cfg)
 
 
@@ -84,7 +85,7 @@ def full_from_the_third():
     """No file may grow beyond some bytes once two checkpoints are written: the system's own limit."""
     import resource
 
-    from open_kandinsky.callbacks.checkpoint_io import WholeCheckpoints
+    from open_kandinsky.training.checkpointing import WholeCheckpoints
 
     original = WholeCheckpoints.save_checkpoint
 

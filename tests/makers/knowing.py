@@ -7,15 +7,12 @@ from makers.system import stage
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
-from open_kandinsky.callbacks.figures.decoder import LossByTimestep
-from open_kandinsky.callbacks.figures.frechet import FrechetOfDrawings
-from open_kandinsky.callbacks.figures.movq import Codes
-from open_kandinsky.callbacks.figures.prior import PriorFigures
 from open_kandinsky.callbacks.preview import Drawings
+from open_kandinsky.callbacks.validation import Codes, FrechetOfDrawings, LossByTimestep, PriorFigures
 from open_kandinsky.diffusion import schedule
 from open_kandinsky.diffusion.parameterisation import X0
 from open_kandinsky.networks.embedding import Standardise
-from open_kandinsky.stages.conditions import Null
+from open_kandinsky.stages.conditioning import NullConditions
 
 ROWS, WIDTH = 12, 32
 
@@ -40,7 +37,7 @@ class Knowing(LightningModule):
 
     def __init__(self):
         super().__init__()
-        self.network, self.parameterisation, self.null = Says(), X0(), Null()
+        self.network, self.parameterisation, self.null = Says(), X0(), NullConditions()
         self.register_buffer("alpha_bar", schedule.linear(T=20, beta_min=0.01, beta_max=0.4))
         zeros = {"text_tokens": torch.zeros(1, 1, 1), "text_mask": torch.ones(1, 1, dtype=torch.bool)}
         self.null.set(text_emb=torch.zeros(1, WIDTH), **zeros)
@@ -132,7 +129,7 @@ def gradient_norms(strategy, processes):
     from makers.together import Shared
 
     from open_kandinsky.callbacks.health import Health
-    from open_kandinsky.callbacks.random_numbers import RandomNumbers
+    from open_kandinsky.callbacks.seeding import RandomNumbers
 
     cfg = config("prior", "runs", f"strategy={strategy}", f"trainer.devices={processes}", "trainer.max_steps=3")
     torch.manual_seed(0)

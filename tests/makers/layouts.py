@@ -4,7 +4,7 @@ import io
 
 from PIL import Image
 
-from open_kandinsky.evaluation.layouts.drawn import Drawn
+from open_kandinsky.evaluation.external.pictures import NumberedPicture
 
 
 def png(*colour):
@@ -14,7 +14,7 @@ def png(*colour):
 
 
 def drawn(prompts, each):
-    return [Drawn(i, prompt, nth, png(i, nth, 0)) for i, prompt in enumerate(prompts) for nth in range(each)]
+    return [NumberedPicture(i, prompt, nth, png(i, nth, 0)) for i, prompt in enumerate(prompts) for nth in range(each)]
 
 
 def files(folder):

@@ -6,12 +6,7 @@ import torch
 from makers.fitting import Losses, Repeated, images, trainer
 from makers.system import stage
 
-from open_kandinsky.core.distributed import (
-    broadcast_from_first,
-    gather_rows,
-    mean_over_processes,
-    sum_over_processes,
-)
+from open_kandinsky.core.distributed import broadcast_from_first, gather_rows, mean_over_processes, sum_over_processes
 from open_kandinsky.networks.quantizer import Codebook
 
 ALL_ON = ["adversary_weight=adaptive", "penalty=r1_lecam", "revival=restart", "network/discriminator=per_image"]

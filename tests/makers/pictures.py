@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from open_kandinsky.failures import message
+from open_kandinsky.core.failures import message
 
 
 def photo(size=(32, 32), seed=0):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["makers.precomputing", "open_kandinsky.precompute"])
@@ -19,7 +19,7 @@ def words(urls, out, system, *more):
 
 @functools.cache
 def usual():
-    return configuration.compose("precompute", words("urls", "out", Path("system")))
+    return compose.compose("precompute", words("urls", "out", Path("system")))
 
 
 def config(urls, out, system, *more):
@@ -33,7 +33,7 @@ def run(typed):
     from open_kandinsky.precompute import precompute
 
     torch.set_num_threads(1)  # as in the process that runs the tests
-    precompute(configuration.compose("precompute", typed))
+    precompute(compose.compose("precompute", typed))
 
 
 def begun(typed):

@@ -9,11 +9,11 @@ SERVER.set_forkserver_preload(["makers.processes", "open_kandinsky.evaluate"])
 def run(asked, out):
     import torch
 
-    from open_kandinsky import configuration
+    from open_kandinsky.config import compose
     from open_kandinsky.evaluate import evaluate
 
     torch.set_num_threads(1)  # as in the process that runs the tests
-    evaluate(configuration.compose("evaluate", [*asked, f"out='{out}'"]))
+    evaluate(compose.compose("evaluate", [*asked, f"out='{out}'"]))
 
 
 def begun(asked, out):

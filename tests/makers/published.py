@@ -16,8 +16,8 @@ from makers.evaluators import photos
 from PIL import Image
 from safetensors.torch import save_file
 
-from open_kandinsky.metrics.evaluators.inception import Inception, pytorch_fid
-from open_kandinsky.weights.published import Published
+from open_kandinsky.metrics.evaluators import Inception, pytorch_fid
+from open_kandinsky.weights.published import PublishedFile
 
 CLIP = "ViT-tiny-for-tests"
 CLIP_SIZE = 48
@@ -63,7 +63,7 @@ def serving(folder):
 
 def published(path, url):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Published(file=path.name, sha256=digest, url=f"{url}/{path.name}", what="a stand-in")
+    return PublishedFile(file=path.name, sha256=digest, url=f"{url}/{path.name}", what="a stand-in")
 
 
 def make(folder):

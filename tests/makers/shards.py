@@ -6,13 +6,11 @@ import tarfile
 
 from PIL import Image
 
-from open_kandinsky.data.pairs.buckets import OneShape
-from open_kandinsky.data.pairs.captions import Captions
-from open_kandinsky.data.pairs.filters import Filters
-from open_kandinsky.data.shards import ShardData
-from open_kandinsky.data.tars.index import ShardIndex
-from open_kandinsky.data.tars.sidecars import NoSidecars
-from open_kandinsky.data.tars.tar import count as counted
+from open_kandinsky.data.pairs import Captions, Filters, OneShape
+from open_kandinsky.data.shard_data import ShardData
+from open_kandinsky.data.tar.index import ShardIndex
+from open_kandinsky.data.tar.reader import count as counted
+from open_kandinsky.data.tar.sample import NoSidecars
 from open_kandinsky.data.transforms import Pixels
 
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 
 from open_kandinsky.core.errors import BadSample
-from open_kandinsky.data.streaming.layout import Layout, checkpoint, fresh, resumed
-from open_kandinsky.data.streaming.plan import Plan
-from open_kandinsky.data.streaming.stream import Recipe, Stream
+from open_kandinsky.data.stream.layout import Layout, checkpoint, fresh, resumed
+from open_kandinsky.data.stream.plan import Plan
+from open_kandinsky.data.stream.stream import Recipe, Stream
 
 
 class Named(NamedTuple):

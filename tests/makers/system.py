@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from hydra.utils import instantiate
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.diffusion import schedule
 from open_kandinsky.diffusion.parameterisation import X0
 from open_kandinsky.networks.embedding import Standardise
@@ -43,7 +43,7 @@ def overrides(part, root, *more):
 
 
 def config(part, root="runs", *more):
-    return configuration.compose("train", overrides(part, root, *more))
+    return compose.compose("train", overrides(part, root, *more))
 
 
 def stage(part, *more, seed=0):
@@ -58,7 +58,7 @@ def untrained(part, root, *more):
     torch.manual_seed(0)
     network = instantiate(cfg.stage, _convert_="all").network
     nothing_at_zero(network)
-    configuration.save(cfg, folder / "config.yaml")
+    compose.save(cfg, folder / "config.yaml")
     store.write(folder / store.WEIGHTS, network.state_dict())
     return folder
 

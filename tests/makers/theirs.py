@@ -20,7 +20,7 @@ from open_kandinsky.networks.movq import MoVQ
 from open_kandinsky.networks.prior import DiffusionPrior
 from open_kandinsky.networks.unet import UNet
 from open_kandinsky.weights import kandinsky21
-from open_kandinsky.weights.diffusers.tokenizer import write_tokenizer
+from open_kandinsky.weights.diffusers.export import write_tokenizer
 from open_kandinsky.weights.keymap import KeyMap
 
 DIM, LENGTH = 32, 77

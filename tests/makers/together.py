@@ -9,7 +9,7 @@ from makers.fitting import QUIET, Losses
 from makers.system import config, nothing_at_zero
 
 from open_kandinsky.callbacks.ema import EMA
-from open_kandinsky.callbacks.random_numbers import RandomNumbers
+from open_kandinsky.callbacks.seeding import RandomNumbers
 from open_kandinsky.core.distributed import rank_and_world_size, unsharded
 
 STEPS = 20

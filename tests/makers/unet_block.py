@@ -4,8 +4,8 @@ import torch
 
 from open_kandinsky.networks.attention import KV, ContextAttention
 from open_kandinsky.networks.blocks import FilmBlock, Upsample
-from open_kandinsky.networks.unet import Block
-from open_kandinsky.stages.engine import Compiled
+from open_kandinsky.networks.unet import UNetBlock
+from open_kandinsky.stages.parallel import Compiled
 
 EMB, CONTEXT, LENGTH, HEAD = 1536, 768, 87, 64
 
@@ -15,7 +15,7 @@ def block(c_in, width, upsamples):
     torch.manual_seed(0)
     up = FilmBlock(channels_in=width, channels_out=width, emb=EMB, resample=Upsample()) if upsamples else None
     attention = ContextAttention(channels=width, head_channels=HEAD, context=CONTEXT)
-    made = Block(FilmBlock(channels_in=c_in, channels_out=width, emb=EMB), attention, up)
+    made = UNetBlock(FilmBlock(channels_in=c_in, channels_out=width, emb=EMB), attention, up)
     for name, parameter in made.named_parameters():
         parameter.data.copy_(0.03 * torch.randn(parameter.shape) + float("norm" in name and name.endswith("weight")))
     return made

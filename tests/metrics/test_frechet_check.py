@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from open_kandinsky.metrics import frechet_check
-from open_kandinsky.metrics.frechet import Moments, frechet_distance, moments
-from open_kandinsky.metrics.frechet_check import cross_checked, frechet_by_eigenvalues
+from open_kandinsky.metrics import frechet
+from open_kandinsky.metrics.frechet import Moments, cross_checked, frechet_by_eigenvalues, frechet_distance, moments
 
 
 def drawn(n, d, seed, shift=0.0):
@@ -53,10 +52,10 @@ def test_torch_fidelitys_own_moments_are_right_to_six_digits_only():
 def test_a_disagreement_gives_both_numbers_and_the_spectra(monkeypatch):
     x, y = drawn(300, 30, 0), drawn(200, 30, 1, shift=0.1)
     right = frechet_distance(x, y)
-    monkeypatch.setattr(frechet_check, "frechet_by_eigenvalues", lambda *_: 1.001 * right)
+    monkeypatch.setattr(frechet, "frechet_by_eigenvalues", lambda *_: 1.001 * right)
     with pytest.raises(FloatingPointError) as error:
         cross_checked(x, y)
     assert f"{right:.8f}"[:8] in str(error.value) and f"{1.001 * right:.8f}"[:8] in str(error.value)
     assert str(error.value).count("rank 30 of 30") == 2
-    monkeypatch.setattr(frechet_check, "frechet_by_eigenvalues", lambda *_: 1.00001 * right)
+    monkeypatch.setattr(frechet, "frechet_by_eigenvalues", lambda *_: 1.00001 * right)
     assert cross_checked(x, y) == pytest.approx(right)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from open_kandinsky.metrics.inception_score import inception_score
+from open_kandinsky.metrics.features import inception_score
 
 
 def drawn(n, classes, seed=0):

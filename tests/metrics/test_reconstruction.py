@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from open_kandinsky.metrics.reconstruction import Reconstruction, reconstruction
+from open_kandinsky.metrics.reconstruction import ReconstructionMetric, reconstruction
 
 
 def pictures(n):
@@ -13,7 +13,7 @@ def pictures(n):
 
 
 def test_a_constant_offset_has_a_closed_form():
-    metric = Reconstruction()
+    metric = ReconstructionMetric()
     metric.update(pictures(4) + 0.2, pictures(4))
     figures = metric.compute()
     assert figures["psnr"] == pytest.approx(20, abs=1e-4)
@@ -28,7 +28,7 @@ def test_flat_pictures_differ_in_luminance_alone():
 
 
 def test_psnr_is_averaged_over_pictures_and_not_over_errors():
-    metric = Reconstruction()
+    metric = ReconstructionMetric()
     offset = torch.tensor([0.2, 0.02]).reshape(2, 1, 1, 1)
     metric.update(pictures(2) + offset, pictures(2))
     assert metric.compute()["psnr"] == pytest.approx((20 + 40) / 2, abs=1e-3)
@@ -36,7 +36,7 @@ def test_psnr_is_averaged_over_pictures_and_not_over_errors():
 
 def test_batches_do_not_matter():
     x, y = pictures(5) + 0.1 * pictures(5).flip(0), pictures(5)
-    whole, parts = Reconstruction(), Reconstruction()
+    whole, parts = ReconstructionMetric(), ReconstructionMetric()
     whole.update(x, y)
     for part in zip(x.split(2), y.split(2), strict=True):
         parts.update(*part)

@@ -17,12 +17,12 @@ from diffusers.pipelines.kandinsky.text_encoder import MultilingualCLIP
 from makers import theirs
 from transformers import AutoTokenizer
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.convert import convert
 from open_kandinsky.diffusion import timesteps
 from open_kandinsky.loading import load
 from open_kandinsky.pipeline import Sampling
-from open_kandinsky.weights.kandinsky21 import movqgan
+from open_kandinsky.weights.kandinsky21 import folder
 
 CAPTIONS = ["a red circle", "a", ""]
 
@@ -101,7 +101,7 @@ def exported(request, of_21, of_22, tmp_path_factory):
     """
     source, kind = {"2.1": (of_21, KandinskyPipeline), "2.2": (of_22, KandinskyV22Pipeline)}[request.param]
     out = tmp_path_factory.mktemp("exported") / "out"
-    convert(configuration.compose("convert", [f"from='{source}'", f"to='{out}'", "layout=diffusers"]))
+    convert(compose.compose("convert", [f"from='{source}'", f"to='{out}'", "layout=diffusers"]))
     reference = kind.from_pretrained(out / "decoder").to(torch.float64)
     reference.set_progress_bar_config(disable=True)
     return load(source, dtype=torch.float64), reference
@@ -144,16 +144,16 @@ def test_exported_again_a_pipeline_runs_with_our_numbers(exported, sampler, size
 
 def test_22_exported_again_is_the_same_diffusion(of_22, tmp_path):
     """Ancestral, its variance unused."""
-    out = convert(configuration.compose("convert", [f"from='{of_22}'", f"to='{tmp_path}/out'", "layout=diffusers"]))
-    for folder in (of_22, out):
-        decoder = load(folder).decoder
+    out = convert(compose.compose("convert", [f"from='{of_22}'", f"to='{tmp_path}/out'", "layout=diffusers"]))
+    for one in (of_22, out):
+        decoder = load(one).decoder
         assert type(decoder.parameterisation).__name__ == "UnusedRange"
         assert decoder.sampling == Sampling(steps=50, scale=4.0, sampler="ddpm", clamp=1.0)
     assert type(KandinskyV22Pipeline.from_pretrained(out / "decoder").scheduler).__name__ == "DDPMScheduler"
 
 
 def test_native_and_back_is_bit_exact(pipe, of_21, tmp_path):
-    native = convert(configuration.compose("convert", [f"from='{of_21}'", f"to='{tmp_path}/native'"]))
+    native = convert(compose.compose("convert", [f"from='{of_21}'", f"to='{tmp_path}/native'"]))
     back = load(native)
     pairs = [(pipe.clip, back.clip), (pipe.text, back.text), (pipe.movq, back.movq)]
     pairs += [(pipe.prior.network, back.prior.network), (pipe.decoder.network, back.decoder.network)]
@@ -185,11 +185,11 @@ def test_original_files(tmp_path):
 def test_a_training_checkpoint_of_movqgan(tmp_path, capsys):
     networks = theirs.write_originals(tmp_path)
     last = torch.load(tmp_path / "movq_final.ckpt", weights_only=True)
-    averages = {movqgan.average_of(key): tensor + 1 for key, tensor in last.items()}
+    averages = {folder.average_of(key): tensor + 1 for key, tensor in last.items()}
     whole = {"state_dict": {**last, **averages, "loss.logvar": torch.zeros(1)}, "global_step": 3}
     torch.save(whole, tmp_path / "movq_final.ckpt")
     assert torch.equal(load(tmp_path).movq.quant.bias, networks["movq"].quant.bias)
-    out = convert(configuration.compose("convert", [f"from='{tmp_path}'", f"to='{tmp_path}/out'", "weights_of=ema"]))
+    out = convert(compose.compose("convert", [f"from='{tmp_path}'", f"to='{tmp_path}/out'", "weights_of=ema"]))
     assert torch.equal(load(out).movq.quant.bias, networks["movq"].quant.bias + 1)
     assert f"movq: left out by name: loss. (1), not averaged ({len(last)})" in capsys.readouterr().out
 

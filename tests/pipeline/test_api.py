@@ -12,7 +12,7 @@ from makers.pictures import photo, refused, right_third
 from PIL import Image
 
 import open_kandinsky as ok
-from open_kandinsky.data.prompts import opened
+from open_kandinsky.generation.prompts import opened
 from open_kandinsky.loading import load
 from open_kandinsky.pipeline import Pipeline, Step
 from open_kandinsky.pipeline.options import DEFAULTS

@@ -8,7 +8,7 @@ from makers.system import nothing_at_zero, stage
 from torch import nn
 
 from open_kandinsky.loading import load, trained
-from open_kandinsky.pipeline.packing import packable, packed
+from open_kandinsky.pipeline.execution import packable, packed
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 GENERATOR = torch.Generator()

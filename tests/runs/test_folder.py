@@ -13,12 +13,12 @@ from lightning import Callback
 from makers.system import config
 from omegaconf import OmegaConf
 
-from open_kandinsky.callbacks.checkpoint_io import WholeCheckpoints
 from open_kandinsky.callbacks.history import better
 from open_kandinsky.callbacks.preemption import Preempted
-from open_kandinsky.failures import message
-from open_kandinsky.runs import folder as runs
+from open_kandinsky.core.failures import message
 from open_kandinsky.train import Trainer, train
+from open_kandinsky.training import run_dir as runs
+from open_kandinsky.training.checkpointing import WholeCheckpoints
 
 EVERY_2 = "callbacks.checkpoint.every_n_train_steps=2"
 
@@ -147,10 +147,10 @@ class TestRefused:
         command = [sys.executable, "-c", program, str(tmp_path / ".lock")]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
             assert other.stdout.readline() == b"held\n"
-            with pytest.raises(ValueError, match="another process is training there"), runs.held(tmp_path):
+            with pytest.raises(ValueError, match="another process is training there"), runs.run_lock(tmp_path):
                 pass
             other.kill()
-        with runs.held(tmp_path):
+        with runs.run_lock(tmp_path):
             assert [path.name for path in tmp_path.iterdir()] == [".lock"]
         assert list(tmp_path.iterdir()) == []
 
@@ -299,7 +299,7 @@ class TestPreempted:
             original(checkpoint, file)
 
         with monkeypatch.context() as once, pytest.raises(Preempted, match=f"SIGTERM at step {saved + 1},"):
-            once.setattr("open_kandinsky.callbacks.checkpoint_io.torch.save", interrupted)
+            once.setattr("open_kandinsky.training.checkpointing.torch.save", interrupted)
             run("a", "callbacks.preemption.every=1")
         folder = run("a")
         assert_same(folder, whole)

@@ -11,8 +11,8 @@ from makers.ranks import free_port
 from makers.system import overrides
 from makers.verbs import called
 
-from open_kandinsky.failures import message
-from open_kandinsky.runs import launch
+from open_kandinsky.core.failures import message
+from open_kandinsky.training import launch
 
 # The verb train, whose second process finds an error of ours at the third step.
 BROKEN = """

@@ -5,7 +5,7 @@ import torch
 from makers.fitting import images
 from makers.system import stage
 
-from open_kandinsky.stages.adversary_weight import EPSILON, Adaptive, Constant, entered, last_gradient
+from open_kandinsky.stages.gan import EPSILON, AdaptiveWeight, ConstantWeight, adversary_share, last_gradient
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_the_ratio_of_norms(bout):
     last, made, quality, fooling = bout
     picture, adversary = (torch.autograd.grad(x, last.weight, retain_graph=True)[0].norm() for x in (quality, fooling))
     ratio = picture / (adversary + EPSILON)
-    weigh = Adaptive(weight=0.8, most=1e9)
+    weigh = AdaptiveWeight(weight=0.8, most=1e9)
     torch.testing.assert_close(weigh(quality, fooling, made, last), 0.8 * ratio, rtol=1e-4, atol=0)
     torch.testing.assert_close(weigh(2 * quality, fooling, made, last), 1.6 * ratio, rtol=1e-4, atol=0)
     assert not weigh(quality, fooling, made, last).requires_grad
@@ -36,15 +36,15 @@ def test_the_ratio_of_norms(bout):
 
 def test_the_ratio_is_clamped_though_the_adversary_is_silent(bout):
     last, made, quality, fooling = bout
-    assert float(Adaptive(weight=0.8, most=10.0)(quality, 0 * fooling, made, last)) == pytest.approx(8)
-    assert float(Adaptive(weight=0.5, most=1e-3)(quality, fooling, made, last)) == pytest.approx(5e-4)
+    assert float(AdaptiveWeight(weight=0.8, most=10.0)(quality, 0 * fooling, made, last)) == pytest.approx(8)
+    assert float(AdaptiveWeight(weight=0.5, most=1e-3)(quality, fooling, made, last)) == pytest.approx(5e-4)
 
 
 def test_a_constant_is_one(bout):
     last, made, quality, fooling = bout
-    assert Constant(weight=0.1)(quality, fooling, made, last) == 0.1
+    assert ConstantWeight(weight=0.1)(quality, fooling, made, last) == 0.1
 
 
 def test_an_adversary_is_listened_to_by_and_by():
-    assert [entered(step, at=3, ramp=0) for step in range(5)] == [0, 0, 0, 1, 1]
-    assert [entered(step, at=1, ramp=3) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert [adversary_share(step, at=3, ramp=0) for step in range(5)] == [0, 0, 0, 1, 1]
+    assert [adversary_share(step, at=1, ramp=3) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]

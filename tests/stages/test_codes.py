@@ -6,7 +6,7 @@ from makers.fitting import Repeated, images, trainer
 from makers.system import stage
 
 from open_kandinsky.networks.quantizer import Codebook, perplexity
-from open_kandinsky.stages.codes import Never, Restart, Usage, drawn
+from open_kandinsky.stages.movq import NoReset, RandomRestart, Usage, latents_for_codes
 
 
 def usage(*indices, codes=8):
@@ -36,7 +36,7 @@ def book():
 def test_exactly_the_unused_are_restarted():
     made, latents = book(), 10 + torch.rand(8, 3)
     before, counts = made.embedding.weight.detach().clone(), torch.tensor([1, 0, 4, 0, 0, 2, 9, 1])
-    Restart()(made, counts, lambda: latents)
+    RandomRestart()(made, counts, lambda: latents)
     dead = counts == 0
     assert made.embedding.weight[dead].equal(latents[dead])
     assert made.embedding.weight[~dead].equal(before[~dead])
@@ -44,14 +44,14 @@ def test_exactly_the_unused_are_restarted():
 
 def test_never_draws_nothing():
     made, before = book(), book().embedding.weight
-    Never()(made, torch.zeros(8, dtype=torch.long), lambda: pytest.fail("it drew"))
+    NoReset()(made, torch.zeros(8, dtype=torch.long), lambda: pytest.fail("it drew"))
     assert made.embedding.weight.equal(before)
 
 
 def test_what_is_drawn_are_latents_of_the_batch():
     z = torch.randn(2, 3, 4, 4)
     flat = z.permute(0, 2, 3, 1).reshape(-1, 3)
-    is_it = (drawn(z, 50)[:, None] == flat).all(2)
+    is_it = (latents_for_codes(z, 50)[:, None] == flat).all(2)
     assert is_it.shape == (50, 32) and is_it.any(1).all()
     assert is_it.any(0).sum() > 10
 

@@ -5,16 +5,16 @@ from makers.fitting import Repeated, fit, images, latents
 from makers.system import stage
 
 from open_kandinsky.core.draws import ALONE
-from open_kandinsky.data.caches.folder import read_null
+from open_kandinsky.data.cache.folder import read_null
 from open_kandinsky.loading import trained
 from open_kandinsky.networks.unet import Context
-from open_kandinsky.stages.conditions import Null
+from open_kandinsky.stages.conditioning import NullConditions
 
 N = 20_000
 
 
 def null(**conditions):
-    made = Null()
+    made = NullConditions()
     made.set(**conditions)
     return made
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from makers.system import stage
 
-from open_kandinsky.stages.engine import Compiled
+from open_kandinsky.stages.parallel import Compiled
 
 
 @pytest.mark.parametrize(("device", "last"), [("cuda", True), ("cpu", False)])

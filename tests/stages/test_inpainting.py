@@ -3,13 +3,13 @@
 import torch
 
 from open_kandinsky.core.draws import ALONE
-from open_kandinsky.stages.inpainting import Inpainting, Nothing
+from open_kandinsky.stages.conditioning import InpaintingInput, NoInputConditioning
 
-MASKS = Inpainting(smallest=0.25, largest=0.75)
+MASKS = InpaintingInput(smallest=0.25, largest=0.75)
 
 
 def test_nothing_is_no_channel():
-    assert Nothing()(torch.randn(2, 4, 6, 6), ALONE).shape == (2, 0, 6, 6)
+    assert NoInputConditioning()(torch.randn(2, 4, 6, 6), ALONE).shape == (2, 0, 6, 6)
 
 
 def test_the_known_latent_and_then_the_mask():

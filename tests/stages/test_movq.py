@@ -6,8 +6,8 @@ from lightning import Callback
 from makers.fitting import Losses, Repeated, fit, images, trainer
 from makers.system import stage
 
-from open_kandinsky.stages.freezing import freeze_all_but
-from open_kandinsky.stages.pixel_loss import PixelLoss
+from open_kandinsky.stages.movq import PixelLoss
+from open_kandinsky.stages.optim import freeze_all_but
 
 
 def loss(x, y, perceptual=None, **weights):

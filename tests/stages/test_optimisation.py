@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from open_kandinsky.stages.optimisation import trainable
+from open_kandinsky.stages.optim import trainable
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 

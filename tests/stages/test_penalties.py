@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from open_kandinsky.stages.penalties import R1, Bout, LeCam, steepness
+from open_kandinsky.stages.gan import R1, DiscriminatorBatch, LeCam, squared_gradient_norm
 
 
 def linear(kernel=8, seed=0):
@@ -15,14 +15,16 @@ def linear(kernel=8, seed=0):
 
 def bout(step=0, real=0.0, fake=0.0, pixels=None):
     pixels = torch.rand(4, 3, 16, 16) if pixels is None else pixels
-    return Bout(step, pixels, torch.as_tensor(real).expand(4, 1, 2, 2), torch.as_tensor(fake).expand(4, 1, 2, 2))
+    return DiscriminatorBatch(
+        step, pixels, torch.as_tensor(real).expand(4, 1, 2, 2), torch.as_tensor(fake).expand(4, 1, 2, 2)
+    )
 
 
 @pytest.mark.parametrize("kernel", [16, 8, 4])
 def test_the_slope_of_a_linear_adversary_is_its_weights(kernel):
     """|w|^2, for one patch a picture as for several."""
     net = linear(kernel)
-    torch.testing.assert_close(steepness(net, bout().pixels), net.weight.square().sum())
+    torch.testing.assert_close(squared_gradient_norm(net, bout().pixels), net.weight.square().sum())
 
 
 def test_r1_at_each_sixteenth_step_counts_sixteen_times():
@@ -51,15 +53,15 @@ def test_r1_teaches_the_adversary():
 def test_r1_of_pictures_one_by_one_is_that_of_the_batch():
     torch.manual_seed(0)
     net, pixels = nn.Sequential(nn.Conv2d(3, 8, 4, stride=2), nn.Tanh(), nn.Conv2d(8, 1, 4)), torch.rand(3, 3, 16, 16)
-    alone = torch.stack([steepness(net, picture[None]) for picture in pixels])
-    torch.testing.assert_close(steepness(net, pixels), alone.mean())
+    alone = torch.stack([squared_gradient_norm(net, picture[None]) for picture in pixels])
+    torch.testing.assert_close(squared_gradient_norm(net, pixels), alone.mean())
 
 
 def test_r1_ignores_autocast():
     net = linear()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert steepness(net, bout().pixels).dtype == torch.float32
-        torch.testing.assert_close(steepness(net, bout().pixels), net.weight.square().sum())
+        assert squared_gradient_norm(net, bout().pixels).dtype == torch.float32
+        torch.testing.assert_close(squared_gradient_norm(net, bout().pixels), net.weight.square().sum())
 
 
 def test_lecam_is_its_formula():
@@ -85,5 +87,5 @@ def test_lecams_averages_are_saved():
 def test_lecam_pulls_scores_and_not_averages():
     real = torch.full((4, 1, 2, 2), 2.0, requires_grad=True)
     penalty = LeCam(weight=1.0, decay=0.9)
-    penalty(linear(), Bout(0, torch.rand(4, 3, 16, 16), real, torch.full((4, 1, 2, 2), -1.0))).backward()
+    penalty(linear(), DiscriminatorBatch(0, torch.rand(4, 3, 16, 16), real, torch.full((4, 1, 2, 2), -1.0))).backward()
     torch.testing.assert_close(real.grad, torch.full_like(real, 2 * (2 - -1) / 16))

@@ -7,7 +7,7 @@ import torch
 from makers.system import config
 
 from open_kandinsky.callbacks.health import unless_scaled
-from open_kandinsky.failures import message
+from open_kandinsky.core.failures import message
 from open_kandinsky.train import train
 
 REFUSED = {
@@ -19,7 +19,7 @@ REFUSED = {
 }
 SCALED = ["~trainer.plugins", "trainer.precision=null"]
 PLUGINS = (  # as on a GPU, by hand: on a CPU Lightning takes bf16-mixed for 16-mixed
-    "+trainer.plugins=[{_target_: open_kandinsky.callbacks.checkpoint_io.WholeCheckpoints},"
+    "+trainer.plugins=[{_target_: open_kandinsky.training.checkpointing.WholeCheckpoints},"
     "{_target_: lightning.pytorch.plugins.MixedPrecision, precision: 16-mixed, device: cpu,"
     " scaler: {_target_: torch.amp.GradScaler, device: cpu, init_scale: %s}}]"
 )

@@ -7,7 +7,7 @@ import torch
 from makers.fitting import fit, latents
 from makers.system import stage
 
-from open_kandinsky.stages.recomputing import Budget, Cost, affordable, counted, saved
+from open_kandinsky.stages.parallel import Cost, MemoryBudget, affordable, counted, saved
 
 COSTS = {  # a byte of "b" saves 4 FLOPs, of "a" 3, of "c" 1
     "a": Cost(inputs=10, inside=100, flops=300),
@@ -67,7 +67,7 @@ def losses(part, gigabytes):
     "part", ["prior", *(pytest.param(part, marks=pytest.mark.slow) for part in ("decoder", "prior_residual"))]
 )
 def test_losses_do_not_depend_on_the_budget(part, caplog):
-    caplog.set_level(logging.INFO, "open_kandinsky.stages.recomputing")
+    caplog.set_level(logging.INFO, "open_kandinsky.stages.parallel")
     plain, _, made = losses(part, None)
     _, everything, _ = losses(part, 1000)
     total = sum(cost.inputs + cost.inside for cost in everything.costs.values())
@@ -88,7 +88,7 @@ def test_what_is_kept_is_what_was_counted():
     """Over a chain of units, seen from outside."""
     units = [Twice() for _ in range(4)]
     x = torch.randn(3, 8, requires_grad=True)
-    budget = Budget(gigabytes=(4 + 2) * 96 / 1e9)  # the inputs of all, and the insides of two
+    budget = MemoryBudget(gigabytes=(4 + 2) * 96 / 1e9)  # the inputs of all, and the insides of two
     for unit in units:
         budget(unit, len(units))
 
@@ -109,7 +109,7 @@ def test_what_is_kept_is_what_was_counted():
 
 def test_all_runs_of_a_unit_count():
     unit, x = Twice(), torch.randn(3, 8, requires_grad=True)
-    budget = Budget(gigabytes=1)
+    budget = MemoryBudget(gigabytes=1)
     budget(unit, 1)
     (unit(x) + unit(2 * x)).sum().backward()
     assert budget.costs[unit] == Cost(inputs=2 * 96, inside=2 * 96, flops=4 * 2 * 3 * 8 * 8)
@@ -118,7 +118,11 @@ def test_all_runs_of_a_unit_count():
 def test_clips_blocks_which_are_given_names_are_counted_and_learn_the_same():
     """open_clip's blocks take their mask by name."""
     torch.manual_seed(0)
-    pictures, found, budgets = torch.randn(3, 3, 32, 32), [], [None, Budget(gigabytes=1), Budget(gigabytes=0)]
+    pictures, found, budgets = (
+        torch.randn(3, 3, 32, 32),
+        [],
+        [None, MemoryBudget(gigabytes=1), MemoryBudget(gigabytes=0)],
+    )
     for budget in budgets:
         clip = stage("clip").network.double()
         for unit in clip.units() if budget else []:

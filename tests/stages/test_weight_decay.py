@@ -4,8 +4,8 @@ import pytest
 import torch
 from makers.system import config, stage
 
-from open_kandinsky.failures import message
-from open_kandinsky.stages.optimisation import made_for
+from open_kandinsky.core.failures import message
+from open_kandinsky.stages.optim import build_optimizer
 from open_kandinsky.train import train
 
 PARTS = ["clip", "prior", "prior_residual", "decoder"]
@@ -46,7 +46,7 @@ def test_a_checkpoint_whose_decay_moved_all_is_refused_with_the_way_out():
     network = torch.nn.Linear(2, 2)
     before = torch.optim.AdamW(network.parameters(), weight_decay=0.1).state_dict()
     with pytest.raises(ValueError, match=r"has 1 group\(s\) of parameters, and this one 2 .*init=RUN") as refusal:
-        made_for(network.parameters(), lambda p: torch.optim.AdamW(p, weight_decay=0.1)).load_state_dict(before)
+        build_optimizer(network.parameters(), lambda p: torch.optim.AdamW(p, weight_decay=0.1)).load_state_dict(before)
     assert message(refusal.value)
 
 

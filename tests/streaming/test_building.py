@@ -3,8 +3,7 @@
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from open_kandinsky.data.streaming.building import Building
-from open_kandinsky.data.streaming.rooms import Rooms
+from open_kandinsky.data.stream.batches import BatchBuilder, BufferPool
 
 
 def rows():
@@ -22,7 +21,7 @@ def rows():
 
 class Built(IterableDataset):
     def __iter__(self):
-        building = Building(7, Rooms())
+        building = BatchBuilder(7, BufferPool())
         for row in rows():
             building.add(row)
         yield building.batch() | {"shared": building.columns["pixels"].is_shared()}

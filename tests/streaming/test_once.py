@@ -3,15 +3,17 @@
 import pytest
 from makers.streams import NamedRows, NamedShards
 
-from open_kandinsky.data.streaming.once import Once, OnceLoader
-from open_kandinsky.data.tars.tally import Skipped
+from open_kandinsky.data.stream.loader import SequentialLoader, SequentialReader
+from open_kandinsky.data.tar.stats import SampleStats
 
 COUNTS = [5, 0, 7, 1, 12, 3]
 
 
 def once(batch_size, **options):
     rows = NamedRows(**options)
-    return Once(shards=NamedShards(COUNTS, unreadable=["s2/1"]), prepare=rows, batch_size=batch_size, seed=0)
+    return SequentialReader(
+        shards=NamedShards(COUNTS, unreadable=["s2/1"]), prepare=rows, batch_size=batch_size, seed=0
+    )
 
 
 @pytest.mark.parametrize("streams", [1, 3, 40])
@@ -20,8 +22,8 @@ def once(batch_size, **options):
 def test_each_sample_once(streams, batch_size, buckets):
     of = once(batch_size, buckets=buckets, undecodable=["s4/0"])
     made = [one for stream in range(streams) for one in of.batches(stream, streams)]
-    batches = [one for one in made if not isinstance(one, Skipped)]
-    tallies = [one for one in made if isinstance(one, Skipped)]
+    batches = [one for one in made if not isinstance(one, SampleStats)]
+    tallies = [one for one in made if isinstance(one, SampleStats)]
     keys = [key for batch in batches for key in batch["key"]]
     assert sorted(keys) == sorted(set(of.shards.keys()) - {"s2/1", "s4/0"})
     assert all(0 < len(batch["key"]) <= batch_size and len(set(batch["bucket"])) == 1 for batch in batches)
@@ -35,9 +37,9 @@ def test_in_the_order_of_the_shards():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_passes_are_alike_and_judged(workers, caplog):
-    loader = OnceLoader(once=once(4), workers=workers, max_bad_share=0.1, process=0, processes=1)
+    loader = SequentialLoader(once=once(4), workers=workers, max_bad_share=0.1, process=0, processes=1)
     first, second = ([(b["key"], b["drawn"].tolist()) for b in loader] for _ in range(2))
     assert first == second
     assert [record.getMessage()[:8] for record in caplog.records] == ["1 of 28 "] * 2
     with pytest.raises(ValueError, match="1 of 28"):
-        list(OnceLoader(once=once(4), workers=workers, max_bad_share=0.01, process=0, processes=1))
+        list(SequentialLoader(once=once(4), workers=workers, max_bad_share=0.01, process=0, processes=1))

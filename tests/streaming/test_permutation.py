@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from open_kandinsky.data.streaming import permutation
-from open_kandinsky.data.streaming.permutation import Permutation, randoms
+from open_kandinsky.data.stream import permutation
+from open_kandinsky.data.stream.permutation import Permutation, randoms
 
 CASES = [(0, 3), (1, 1), (1, 5), (7, 1), (7, 3), (7, 7), (7, 8), (40, 6), (100, 30)]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from open_kandinsky.data.streaming.rooms import KNOWN, TAKEN, Given, Rooms, given, taken
+from open_kandinsky.data.stream.batches import KNOWN, TAKEN, BufferPool, PooledTensor, hand_over, receive
 
 
 def numbered(at, rooms, field="z"):
@@ -27,9 +27,9 @@ class Batches(IterableDataset):
         self.numbers = numbers
 
     def __iter__(self):
-        rooms = Rooms()
+        rooms = BufferPool()
         for at in self.numbers:
-            tensor = given(numbered(at, rooms))
+            tensor = hand_over(numbered(at, rooms))
             yield at, tensor, len(rooms.known["z"])
 
 
@@ -72,14 +72,14 @@ VIEWS = [
 
 @pytest.mark.parametrize("at", range(len(VIEWS)))
 def test_any_view_holds_the_room(at):
-    rooms = Rooms()
-    held = VIEWS[at](taken(numbered(5, rooms)))
+    rooms = BufferPool()
+    held = VIEWS[at](receive(numbered(5, rooms)))
     for other in range(8, 20, 3):
-        taken(numbered(other, rooms))
+        receive(numbered(other, rooms))
     assert len(rooms.known["z"]) == 2
     del held
-    taken(numbered(5, rooms))
-    others = [taken(numbered(8, rooms)), taken(numbered(11, rooms))]
+    receive(numbered(5, rooms))
+    others = [receive(numbered(8, rooms)), receive(numbered(11, rooms))]
     assert len(rooms.known["z"]) == 2 and len(others) == 2
 
 
@@ -87,27 +87,27 @@ def test_any_view_holds_the_room(at):
 @pytest.mark.parametrize("shape", [[], [0, 3], [5], [3, 1, 7]])
 def test_types_and_shapes(dtype, shape):
     values = torch.randint(0, 2, shape).to(dtype)
-    tensor = taken(Rooms().tensor("z", shape, dtype).copy_(values))
+    tensor = receive(BufferPool().tensor("z", shape, dtype).copy_(values))
     assert torch.equal(tensor, values) and tensor.dtype == dtype and tensor.shape == values.shape
     assert tensor.is_contiguous()
 
 
 def test_a_short_batch():
-    assert torch.equal(taken(numbered(2, Rooms())[:3]), expected(2)[:3])
+    assert torch.equal(receive(numbered(2, BufferPool())[:3]), expected(2)[:3])
 
 
 def test_a_room_is_neither_too_small_nor_much_too_large():
-    rooms = Rooms()
+    rooms = BufferPool()
     for size, known in [(100, 1), (60, 1), (101, 2), (40, 3), (100, 3), (0, 4)]:
-        taken(rooms.tensor("z", [size], torch.uint8))
+        receive(rooms.tensor("z", [size], torch.uint8))
         assert len(rooms.known["z"]) == known
-    taken(rooms.tensor("other", [100], torch.uint8))
+    receive(rooms.tensor("other", [100], torch.uint8))
     assert len(rooms.known["z"]) == 4, "each field has its own"
 
 
 def test_no_more_rooms_are_known_than_a_stream_needs():
-    rooms = Rooms()
-    held = [taken(numbered(at, rooms)) for at in range(3 * KNOWN)]
+    rooms = BufferPool()
+    held = [receive(numbered(at, rooms)) for at in range(3 * KNOWN)]
     assert len(rooms.known["z"]) == KNOWN
     assert all(torch.equal(tensor, expected(at)) for at, tensor in enumerate(held))
 
@@ -116,7 +116,7 @@ def test_a_forked_process_frees_nothing():
     """It has its parent's objects, and may drop them while the parent goes on."""
     room = torch.UntypedStorage._new_shared(5, device="cpu")
     room[4] = TAKEN
-    held = [taken(torch.empty(0, dtype=torch.uint8).set_(room, 0, (4,)))]
+    held = [receive(torch.empty(0, dtype=torch.uint8).set_(room, 0, (4,)))]
     if (child := os.fork()) == 0:
         held.clear()
         os._exit(0)
@@ -127,4 +127,4 @@ def test_a_forked_process_frees_nothing():
 
 
 def test_without_workers_it_is_a_tensor_at_once():
-    assert not isinstance(given(numbered(0, Rooms())), Given)
+    assert not isinstance(hand_over(numbered(0, BufferPool())), PooledTensor)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from makers.streams import Layout, NamedRows, NamedShards, Run, recipe
 
-from open_kandinsky.data.streaming.layout import left
-from open_kandinsky.data.streaming.place import Place, StreamPlace
-from open_kandinsky.data.streaming.stream import Stream
-from open_kandinsky.data.streaming.tallies import joined
+from open_kandinsky.data.stream.layout import left
+from open_kandinsky.data.stream.plan import SourcePosition, StreamState
+from open_kandinsky.data.stream.stream import Stream
+from open_kandinsky.data.stream.tallies import merge_stats
 
 LAYOUTS = [Layout(1, 1), Layout(1, 3), Layout(2, 2), Layout(3, 1), Layout(4, 3)]
 COUNTS = [5, 0, 7, 1, 12, 3]  # 28 samples, more streams than shards at times, and a shard without any
@@ -46,7 +46,7 @@ def test_each_epoch_has_every_sample_once(layout, batch_size, buffer):
     seen = []
     for number in range(layout.streams):
         mine = sum(make.plan.share(0, epoch, number).order.n for epoch in range(3))
-        begin = StreamPlace([Place(0)])
+        begin = StreamState([SourcePosition(0)])
         batches = islice(Stream(make, number=number, begin=begin), mine // batch_size + 1)
         seen.append(flat(made.batch["key"] for made in batches)[:mine])
     assert Counter(flat(seen)) == dict.fromkeys(make.sources[0].keys(), 3)
@@ -242,10 +242,10 @@ def test_an_epoch_is_counted_exactly(streams, error, reason):
     latest = []
     for number in range(streams):
         tallies = {}
-        for made in islice(Stream(make, number=number, begin=StreamPlace([Place(0)])), 20):
+        for made in islice(Stream(make, number=number, begin=StreamState([SourcePosition(0)])), 20):
             tallies |= made.tallies
         latest.append(tallies)
-    tally = joined([tallies[0, 0] for tallies in latest], 1.0)
+    tally = merge_stats([tallies[0, 0] for tallies in latest], 1.0)
     assert (tally.seen, tally.bad) == (28, 5)
     assert {name: found.count for name, found in tally.reasons.items()} == {"unreadable": 3, reason: 2}
 
@@ -254,7 +254,7 @@ def test_bad_samples_that_come_first_do_not_stop_a_good_set():
     """60 of 2,000 are broken, and a stream meets them all before it has made a batch."""
     unreadable = [f"s0/{at}" for at in range(60)]
     make = maker([100] * 20, unreadable=unreadable, max_bad_share=0.05, batch_size=512, buffer=2000)(1)
-    made = next(iter(Stream(make, number=0, begin=StreamPlace([Place(0)]))))
+    made = next(iter(Stream(make, number=0, begin=StreamState([SourcePosition(0)]))))
     assert len(made.batch["key"]) == 512
 
 
@@ -262,7 +262,7 @@ def test_too_many_bad_samples_stop_the_stream():
     unreadable = [f"s{shard}/{at}" for shard in range(40) for at in range(10)]
     make = maker([50] * 40, unreadable=unreadable, max_bad_share=0.1, batch_size=10)(1)
     with pytest.raises(ValueError, match="max_bad_share=0.1"):
-        flat(made.batch["key"] for made in islice(Stream(make, number=0, begin=StreamPlace([Place(0)])), 100))
+        flat(made.batch["key"] for made in islice(Stream(make, number=0, begin=StreamState([SourcePosition(0)])), 100))
 
 
 @pytest.mark.parametrize("what", ["unreadable", "rows"])
@@ -271,7 +271,7 @@ def test_where_nothing_can_be_used_nothing_hangs(what):
     options = {"unreadable": keys} if what == "unreadable" else {"rows": NamedRows(undecodable=keys)}
     make = maker([60], max_bad_share=1.0, **options)(1)
     with pytest.raises(ValueError, match="no sample can be used any more"):
-        next(iter(Stream(make, number=0, begin=StreamPlace([Place(0)]))))
+        next(iter(Stream(make, number=0, begin=StreamState([SourcePosition(0)]))))
 
 
 def test_a_row_draws_the_same_whoever_makes_it():
@@ -280,7 +280,7 @@ def test_a_row_draws_the_same_whoever_makes_it():
     for layout, epoch in product([Layout(1, 1), Layout(2, 2)], range(2)):
         make = maker(batch_size=2)(layout.streams)
         for number in range(layout.streams):
-            begin = StreamPlace([Place(epoch)])
+            begin = StreamState([SourcePosition(epoch)])
             n = make.plan.share(0, epoch, number).order.n
             for made in islice(Stream(make, number=number, begin=begin), n // 2):
                 for key, draw in zip(made.batch["key"], made.batch["drawn"].tolist(), strict=True):

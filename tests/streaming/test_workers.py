@@ -9,9 +9,9 @@ from itertools import count
 import pytest
 from torch.utils.data import IterableDataset
 
-from open_kandinsky import failures
+from open_kandinsky.core import failures
 from open_kandinsky.core.errors import NumericalError, UserError
-from open_kandinsky.data.streaming.workers import worked
+from open_kandinsky.data.stream.loader import run_workers
 
 
 class Numbers(IterableDataset):
@@ -21,7 +21,7 @@ class Numbers(IterableDataset):
 
 @pytest.mark.parametrize("name", ["TERM", "USR1", "USR2"])
 def test_a_signal_from_elsewhere_is_not_for_it(name):
-    batches = iter(worked(Numbers(), 1))
+    batches = iter(run_workers(Numbers(), 1))
     worker, at = next(batches)
     assert worker != os.getpid() and at == 0
     subprocess.run(["kill", f"-{name}", str(worker)], check=True)
@@ -29,7 +29,7 @@ def test_a_signal_from_elsewhere_is_not_for_it(name):
 
 
 def test_the_process_that_has_the_loader_ends_it():
-    batches = iter(worked(Numbers(), 1))
+    batches = iter(run_workers(Numbers(), 1))
     worker, _ = next(batches)
     (process,) = (child for child in multiprocessing.active_children() if child.pid == worker)
     os.kill(worker, signal.SIGTERM)
@@ -52,7 +52,7 @@ ERRORS = [UserError("data.urls=x: no such shard"), NumericalError("the loss is n
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_an_error_that_is_no_bug_arrives_as_it_was_raised(error, workers):
-    batches = worked(Failing(error), workers)
+    batches = run_workers(Failing(error), workers)
     assert next(batches) == 0
     with pytest.raises(type(error)) as arrived:
         next(batches)
@@ -60,7 +60,7 @@ def test_an_error_that_is_no_bug_arrives_as_it_was_raised(error, workers):
 
 
 def test_a_bug_in_a_worker_keeps_its_traceback():
-    batches = worked(Failing(ValueError("not ours")), 1)
+    batches = run_workers(Failing(ValueError("not ours")), 1)
     next(batches)
     with pytest.raises(ValueError, match="(?s)in DataLoader worker.*raise self.error.*not ours") as arrived:
         next(batches)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from open_kandinsky import loading
-from open_kandinsky.failures import message
-from open_kandinsky.weights import checkpoint_folder, store
+from open_kandinsky.core.failures import message
+from open_kandinsky.weights import checkpoint, store
 
 BOUNDED = settings(
     max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -153,14 +153,14 @@ def sharded(path, **more):
     shutil.rmtree(path, ignore_errors=True)
     values = {"state_dict": STATE, "optimizer_0": {"param_groups": [{"lr": 0.1, "params": ["b"]}]}}
     dcp.save(values | more, checkpoint_id=path, no_dist=True)
-    torch.save({"global_step": 3}, path / checkpoint_folder.META)
-    names = [file.name for file in checkpoint_folder.tensor_files(path)]
-    (path / checkpoint_folder.CHECKSUMS).write_text(json.dumps(checkpoint_folder.checksums(path, names)))
+    torch.save({"global_step": 3}, path / checkpoint.META)
+    names = [file.name for file in checkpoint.tensor_files(path)]
+    (path / checkpoint.CHECKSUMS).write_text(json.dumps(checkpoint.checksums(path, names)))
     return path
 
 
 def test_a_folder_is_read_as_it_was_written(tmp_path):
-    found = checkpoint_folder.joined(sharded(tmp_path / "a.ckpt"))
+    found = checkpoint.joined(sharded(tmp_path / "a.ckpt"))
     assert same(found["state_dict"], STATE) and found["global_step"] == 3
     assert found["optimizer_states"] == [{"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}]
 
@@ -171,10 +171,10 @@ def test_every_flipped_bit_of_a_folder_is_noticed(tmp_path):
     @BOUNDED
     @given(st.integers(0, 3), PLACE, BIT)
     def changed(which, place, bit):
-        files = checkpoint_folder.tensor_files(sharded(path))
+        files = checkpoint.tensor_files(sharded(path))
         assert len(files) == 4
         flip(files[which], place, bit)
-        found = read_or_refused(lambda: checkpoint_folder.joined(path))
+        found = read_or_refused(lambda: checkpoint.joined(path))
         assert found is None or same(found["state_dict"], STATE), (which, place, bit)
         refusals.append(found is None)
 
@@ -185,10 +185,10 @@ def test_every_flipped_bit_of_a_folder_is_noticed(tmp_path):
 def test_a_folder_that_lacks_a_file(tmp_path):
     for which in range(3):
         path = sharded(tmp_path / "a.ckpt")
-        named = [file for file in checkpoint_folder.tensor_files(path) if file.name != checkpoint_folder.CHECKSUMS]
+        named = [file for file in checkpoint.tensor_files(path) if file.name != checkpoint.CHECKSUMS]
         named[which].unlink()
         with pytest.raises(ValueError, match="a.ckpt: (damaged|not a whole checkpoint).*take another"):
-            checkpoint_folder.joined(path)
+            checkpoint.joined(path)
 
 
 @pytest.mark.parametrize("place", ["state_dict", "optimizer_0"])
@@ -197,17 +197,17 @@ def test_an_object_among_the_tensors_does_not_run(tmp_path, place):
     touched = tmp_path / "touched"
     path = sharded(tmp_path / "a.ckpt", **{place: {"a.weight": torch.ones(3), "b": Code(touched)}})
     with pytest.raises(ValueError, match="it holds what is no plain value") as refusal:
-        checkpoint_folder.joined(path)
+        checkpoint.joined(path)
     assert message(refusal.value) and not touched.exists()
 
 
 def change_index(path, change):
     import pickle
 
-    about = checkpoint_folder.index(path)
+    about = checkpoint.index(path)
     change(about)
-    (path / checkpoint_folder.INDEX).write_bytes(pickle.dumps(about))
-    (path / checkpoint_folder.CHECKSUMS).unlink()
+    (path / checkpoint.INDEX).write_bytes(pickle.dumps(about))
+    (path / checkpoint.CHECKSUMS).unlink()
 
 
 def larger(about):
@@ -231,10 +231,10 @@ def test_an_index_that_asks_for_more_than_the_folder_has(tmp_path, change, told)
     path = sharded(tmp_path / "a.ckpt")
     change_index(path, change)
     with pytest.raises(ValueError, match=f"a.ckpt: refused: {told}"):
-        checkpoint_folder.joined(path)
+        checkpoint.joined(path)
 
 
 def test_a_folder_of_before_checksums_is_read(tmp_path):
     path = sharded(tmp_path / "a.ckpt")
-    (path / checkpoint_folder.CHECKSUMS).unlink()
-    assert same(checkpoint_folder.joined(path)["state_dict"], STATE)
+    (path / checkpoint.CHECKSUMS).unlink()
+    assert same(checkpoint.joined(path)["state_dict"], STATE)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from makers.system import PARTS
 
 from open_kandinsky import loading
-from open_kandinsky.failures import message
+from open_kandinsky.core.failures import message
 from open_kandinsky.generate import generate
 from open_kandinsky.loading import load
 from open_kandinsky.weights import native
@@ -61,12 +61,12 @@ def hostile(touched):
     """Nodes that whole packages' names let through: each would have made `touched`, or sent something."""
     command = f"pipe:touch {touched}"
     return {
-        "a class that opens a pipe": {"_target_": "open_kandinsky.data.tars.opening.Command", "url": command},
-        "a function that does": {"_target_": "open_kandinsky.data.tars.opening.open_url", "url": command},
-        "a function that counts": {"_target_": "open_kandinsky.data.tars.tar.count", "url": command},
+        "a class that opens a pipe": {"_target_": "open_kandinsky.data.tar.opening.Command", "url": command},
+        "a function that does": {"_target_": "open_kandinsky.data.tar.opening.open_url", "url": command},
+        "a function that counts": {"_target_": "open_kandinsky.data.tar.reader.count", "url": command},
         "torch's": {"_target_": "torch.hub.load", "repo_or_dir": "x/y", "model": "z"},
         "another's": {"_target_": "os.system", "command": f"touch {touched}"},
-        "in a list": [{"_target_": "open_kandinsky.data.tars.opening.Command", "url": command}],
+        "in a list": [{"_target_": "open_kandinsky.data.tar.opening.Command", "url": command}],
         "interpolated": {"_target_": "${oc.select:zz.yy,torch.nn.Identity}", "url": command},
         "a partial": {"_target_": "open_kandinsky.networks.unet.UNet", "_partial_": True},
         "of this package, and no network": {"_target_": "open_kandinsky.callbacks.ema.EMA", "decay": 0.9},
@@ -100,12 +100,12 @@ def test_nothing_is_called_that_a_config_names(folder, tmp_path, kind, place):
 
 
 def test_the_command_refuses_it_too(folder, tmp_path):
-    from open_kandinsky import configuration
+    from open_kandinsky.config import compose
 
     touched = tmp_path / "touched"
     change(folder, "decoder", lambda tree: PLACES["the network"](tree, hostile(touched)["a class that opens a pipe"]))
-    cfg = configuration.compose("generate", [f"weights='{folder}'", f"out='{tmp_path}/out'", "prompts=[a]"])
-    refused(lambda: generate(cfg), "refused to build 'open_kandinsky.data.tars.opening.Command'")
+    cfg = compose.compose("generate", [f"weights='{folder}'", f"out='{tmp_path}/out'", "prompts=[a]"])
+    refused(lambda: generate(cfg), "refused to build 'open_kandinsky.data.tar.opening.Command'")
     assert not touched.exists() and not (tmp_path / "out").exists()
 
 
@@ -116,12 +116,12 @@ def test_a_reference_anywhere_is_refused(folder, text):
 
 
 def test_a_converted_system_holds_nothing_of_the_environment(folder, tmp_path, monkeypatch):
-    from open_kandinsky import configuration
+    from open_kandinsky.config import compose
     from open_kandinsky.convert import convert
 
     monkeypatch.setenv("TOKEN_OF_MINE", "hunter2")
     change(folder, "prior", lambda tree: tree.update(notes="${oc.env:TOKEN_OF_MINE}"))
-    cfg = configuration.compose("convert", [f"from='{folder}'", f"to='{tmp_path}/out'"])
+    cfg = compose.compose("convert", [f"from='{folder}'", f"to='{tmp_path}/out'"])
     refused(lambda: convert(cfg), "is a reference")
     assert not (tmp_path / "out").exists()
 
@@ -205,7 +205,7 @@ def paths(tree, path=()):
 TARGETS = st.sampled_from(
     [
         *("os.system", "builtins.eval", "torch.load", "torch.hub.load", "subprocess.run", "pty.spawn", "x", "", "."),
-        *("open_kandinsky.data.tars.opening.Command", "open_kandinsky.networks.movq.MoVQ", "torch.nn.Linear"),
+        *("open_kandinsky.data.tar.opening.Command", "open_kandinsky.networks.movq.MoVQ", "torch.nn.Linear"),
         *("open_kandinsky.networks.unet.os.system", "open_kandinsky.diffusion.schedule.linear", "webdataset.gopen"),
     ]
 )

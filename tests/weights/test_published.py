@@ -7,7 +7,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from open_kandinsky.weights.published import EVALUATORS, Published, find
+from open_kandinsky.weights.published import EVALUATORS, PublishedFile, find
 
 DATA = b"weights" * 1000
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -52,7 +52,7 @@ def serve(tmp_path):
 
 
 def toy(url=None, sha256=SHA):
-    return Published(file="toy.pth", sha256=sha256, url=url, what="a toy", also=("other.pth",))
+    return PublishedFile(file="toy.pth", sha256=sha256, url=url, what="a toy", also=("other.pth",))
 
 
 def put(path, data=DATA):

@@ -8,8 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from open_kandinsky.core.errors import UserError
-from open_kandinsky.data.order import Order, Place
-from open_kandinsky.data.passes import Passes
+from open_kandinsky.data.order import EpochIterator, Order, OrderPosition
 
 Batch = dict[str, Any]
 
@@ -51,7 +50,7 @@ class MemoryLoader:
 
     def __init__(self, *, table: Held, order: Order, trained: Callable[[], int | None]) -> None:
         self.table, self.order = table, order
-        self.passes = Passes(begin=Place(0, 0), length=order.count, trained=trained)
+        self.passes = EpochIterator(begin=OrderPosition(0, 0), length=order.count, trained=trained)
 
     def __len__(self) -> int:
         return self.order.count
@@ -59,13 +58,13 @@ class MemoryLoader:
     def __iter__(self) -> Iterator[Batch]:
         return self.passes.walk(self.run(self.order.begin(self.passes.last())))
 
-    def run(self, place: Place) -> Iterator[tuple[Batch, Place]]:
+    def run(self, place: OrderPosition) -> Iterator[tuple[Batch, OrderPosition]]:
         """All batches from a place on, and the place after each; what does not fill a batch of all is left out."""
         epoch, seen = place
         while True:
             for rows in self.order.batches(epoch, seen):
                 seen += self.order.step
-                yield self.table.batch(rows, epoch), Place(epoch, seen)
+                yield self.table.batch(rows, epoch), OrderPosition(epoch, seen)
             epoch, seen = epoch + 1, 0
 
     def close(self) -> None:
@@ -82,13 +81,13 @@ class MemoryLoader:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on there, with any number of processes. Raises ValueError where the checkpoint is of another order."""
         check(state_dict, self.order.facts())
-        place = Place(state_dict["epoch"], state_dict["seen"])
+        place = OrderPosition(state_dict["epoch"], state_dict["seen"])
         if state_dict["step"] != self.order.step and place.seen:
             rank_zero_warn(
                 f"processes or batch_size have changed within epoch {place.epoch}: a step takes {self.order.step} "
                 f"and took {state_dict['step']}. None of the {place.seen} that were seen comes again in this epoch"
             )
-        self.passes = Passes(begin=place, length=self.order.count, trained=self.passes.trained)
+        self.passes = EpochIterator(begin=place, length=self.order.count, trained=self.passes.trained)
 
 
 def check(saved: dict[str, Any], facts: dict[str, int]) -> None:

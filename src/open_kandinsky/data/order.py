@@ -1,10 +1,13 @@
-"""Which rows of a set in memory make up each batch of an epoch."""
+"""Which rows of a set in memory make up each batch of an epoch.
+
+An endless run of batches, cut into the passes that a trainer asks for.
+"""
 
 import random
-from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import chain, islice
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -12,7 +15,7 @@ from open_kandinsky.core.distributed import rank_and_world_size, world_size
 from open_kandinsky.core.errors import UserError
 
 
-class Place(NamedTuple):
+class OrderPosition(NamedTuple):
     """In a run: the epoch, and how much of it all processes together have seen, in the order's unit."""
 
     epoch: int
@@ -30,7 +33,7 @@ class Order(Protocol):
         """This process's batches of what is left of an epoch."""
         ...
 
-    def begin(self, last: Place) -> Place:
+    def begin(self, last: OrderPosition) -> OrderPosition:
         """Where a pass begins, when the one before has ended at `last`."""
         ...
 
@@ -53,8 +56,8 @@ class FixedOrder:
             share = -(-min(self.step, self.rows - at) // processes)  # the last wraps round: no process waits
             yield [row % self.rows for row in range(at + rank * share, at + (rank + 1) * share)]
 
-    def begin(self, last: Place) -> Place:
-        return Place(0, 0)
+    def begin(self, last: OrderPosition) -> OrderPosition:
+        return OrderPosition(0, 0)
 
     def facts(self) -> dict[str, int]:
         return {}
@@ -72,7 +75,7 @@ class ShuffledOrder:
         full = (rows[at : at + self.batch_size] for at in range(seen, self.rows, self.batch_size))
         return own(full, (self.rows - seen) // self.step)
 
-    def begin(self, last: Place) -> Place:
+    def begin(self, last: OrderPosition) -> OrderPosition:
         return last
 
     def facts(self) -> dict[str, int]:
@@ -110,7 +113,7 @@ class DistinctOrder:
         endless = chain.from_iterable(self.draw(draws) for _ in iter(int, 1))
         return own(islice(endless, seen, None), max(0, self.count - -(-seen // self.step)))
 
-    def begin(self, last: Place) -> Place:
+    def begin(self, last: OrderPosition) -> OrderPosition:
         return last
 
     def facts(self) -> dict[str, int]:
@@ -185,3 +188,47 @@ def whole_batches(rows: int, batch_size: int) -> int:
             "lower batch_size, or give more samples"
         )
     return count
+
+
+T = TypeVar("T")
+
+KEPT = 4
+
+
+class EpochIterator(Generic[T]):
+    """Knows the place after the last batch that was trained with, of the last few that were drawn.
+
+    `trained` says how many batches of its present epoch the trainer has taken; None: there is no trainer, and every
+    batch that is drawn counts. A trainer may have drawn more than it took, and may begin in the middle of an epoch.
+    """
+
+    def __init__(self, *, begin: T, length: int, trained: Callable[[], int | None]) -> None:
+        self.length, self.trained = length, trained
+        self.places = deque([begin], maxlen=KEPT)
+        self.drawn = 0
+        self.before: int | None = None
+
+    def walk(self, batches: Iterator[tuple[Any, T]]) -> Iterator[Any]:
+        """One pass over a run of batches and the places after them."""
+        self.drawn = 0
+        return self.draw(batches)
+
+    def draw(self, batches: Iterator[tuple[Any, T]]) -> Iterator[Any]:
+        for _ in range(self.length):
+            if self.drawn == 0:
+                self.before = self.trained()
+            batch, place = next(batches)
+            self.drawn += 1
+            self.places.append(place)
+            yield batch
+
+    def last(self) -> T:
+        """After the last batch that was drawn."""
+        return self.places[-1]
+
+    def place(self) -> T:
+        """After the last batch that was trained with."""
+        trained = self.trained()
+        if trained is None or self.before is None or self.drawn == 0:
+            return self.last()
+        return self.places[-1 - (self.drawn - (trained - self.before))]

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_kandinsky.diffusion.parameterisation import Denoised, Parameterisation, read
-from open_kandinsky.diffusion.process import over
+from open_kandinsky.diffusion.process import broadcast_to
 
 Denoise = Callable[[Tensor, Tensor], Denoised]  # (x_t [b ...], t [b]) -> estimate of x_0 [b ...]
 
@@ -46,7 +46,7 @@ def first_threshold(denoise: Denoise, quantile: float) -> Denoise:
 def _threshold(denoise: Denoise, limit: Callable[[Tensor], Tensor]) -> Denoise:
     def thresholded(x_t: Tensor, t: Tensor) -> Denoised:
         x_0, fraction = denoise(x_t, t)
-        s = over(limit(x_0).clamp(min=1), x_0)
+        s = broadcast_to(limit(x_0).clamp(min=1), x_0)
         return Denoised(x_0.clamp(-s, s) / s, fraction)
 
     return thresholded

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from open_kandinsky.core.draws import Draws
 from open_kandinsky.diffusion.parameterisation import Parameterisation
-from open_kandinsky.diffusion.process import before, diffuse, over, posterior_mean, snr, variance_bounds
+from open_kandinsky.diffusion.process import alpha_bar_prev, broadcast_to, diffuse, posterior_mean, snr, variance_bounds
 
 
 class Noised(NamedTuple):
@@ -69,10 +69,10 @@ def bound(output: Tensor, n: Noised, alpha_bar: Float[Tensor, "T"], p: Parameter
     """
     prediction, fraction = p.split(output.to(n.x_0.dtype))
     assert fraction is not None, "the bound trains a variance, and this parameterisation predicts none"
-    at, below = alpha_bar[n.t], before(alpha_bar)[n.t]
+    at, below = alpha_bar[n.t], alpha_bar_prev(alpha_bar)[n.t]
     x_0 = p.x_0(prediction.detach(), n.x_t, at)
     mean, true_mean = (posterior_mean(n.x_t, x, at, below) for x in (x_0, n.x_0))
-    low, high = (over(v, n.x_0) for v in _log_variance_bounds(alpha_bar, n.t))
+    low, high = (broadcast_to(v, n.x_0) for v in _log_variance_bounds(alpha_bar, n.t))
     log_variance = low.lerp(high.expand_as(fraction), fraction)
     kl = _mean(_kl_normal(true_mean, low, mean, log_variance), power=1)
     likelihood = _mean(_log_likelihood_of_bins(n.x_0, mean, log_variance), power=1)
@@ -80,7 +80,7 @@ def bound(output: Tensor, n: Noised, alpha_bar: Float[Tensor, "T"], p: Parameter
 
 
 def _log_variance_bounds(alpha_bar: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = variance_bounds(alpha_bar, before(alpha_bar))
+    low, high = variance_bounds(alpha_bar, alpha_bar_prev(alpha_bar))
     low = torch.cat([low[1:2], low[1:]])  # the posterior's variance is 0 at t = 0; its neighbour stands in
     return low.log()[t], high.log()[t]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from open_kandinsky.diffusion.process import over, snr, x_0_from_eps
+from open_kandinsky.diffusion.process import broadcast_to, snr, x_0_from_eps
 
 
 class Denoised(NamedTuple):
@@ -70,10 +70,10 @@ class V(Undivided):
     """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022)."""
 
     def target(self, x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-        return over(alpha_bar.sqrt(), x_0) * eps - over((1 - alpha_bar).sqrt(), x_0) * x_0
+        return broadcast_to(alpha_bar.sqrt(), x_0) * eps - broadcast_to((1 - alpha_bar).sqrt(), x_0) * x_0
 
     def x_0(self, prediction: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
-        return over(alpha_bar.sqrt(), x_t) * x_t - over((1 - alpha_bar).sqrt(), x_t) * prediction
+        return broadcast_to(alpha_bar.sqrt(), x_t) * x_t - broadcast_to((1 - alpha_bar).sqrt(), x_t) * prediction
 
     def x_0_weight(self, alpha_bar: Tensor) -> Tensor:
         return 1 + snr(alpha_bar)

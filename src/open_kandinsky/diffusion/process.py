@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def over(a: Float[Tensor, "b"], x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+def broadcast_to(a: Float[Tensor, "b"], x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
     """View one scalar per example so that it broadcasts over `x`, in x's precision."""
     return a.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
@@ -14,21 +14,21 @@ def diffuse(
     x_0: Float[Tensor, "b ..."], eps: Float[Tensor, "b ..."], alpha_bar: Float[Tensor, "b"]
 ) -> Float[Tensor, "b ..."]:
     """Draw x_t given x_0: `eps` is the noise, `alpha_bar` the signal power left (Ho et al. 2020, eq. 4)."""
-    return over(alpha_bar.sqrt(), x_0) * x_0 + over((1 - alpha_bar).sqrt(), x_0) * eps
+    return broadcast_to(alpha_bar.sqrt(), x_0) * x_0 + broadcast_to((1 - alpha_bar).sqrt(), x_0) * eps
 
 
 def eps_from_x_0(
     x_t: Float[Tensor, "b ..."], x_0: Float[Tensor, "b ..."], alpha_bar: Float[Tensor, "b"]
 ) -> Float[Tensor, "b ..."]:
     """The noise that carries `x_0` to `x_t`. Undefined where alpha_bar = 1 (there is none)."""
-    return (x_t - over(alpha_bar.sqrt(), x_t) * x_0) / over((1 - alpha_bar).sqrt(), x_t)
+    return (x_t - broadcast_to(alpha_bar.sqrt(), x_t) * x_0) / broadcast_to((1 - alpha_bar).sqrt(), x_t)
 
 
 def x_0_from_eps(
     x_t: Float[Tensor, "b ..."], eps: Float[Tensor, "b ..."], alpha_bar: Float[Tensor, "b"]
 ) -> Float[Tensor, "b ..."]:
     """The clean signal that `eps` carries to `x_t`. Undefined where alpha_bar = 0."""
-    return (x_t - over((1 - alpha_bar).sqrt(), x_t) * eps) / over(alpha_bar.sqrt(), x_t)
+    return (x_t - broadcast_to((1 - alpha_bar).sqrt(), x_t) * eps) / broadcast_to(alpha_bar.sqrt(), x_t)
 
 
 def snr(alpha_bar: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
@@ -46,7 +46,7 @@ def posterior_mean(
     alpha = alpha_bar / alpha_bar_next
     of_x_0 = alpha_bar_next.sqrt() * (1 - alpha) / (1 - alpha_bar)
     of_x_t = alpha.sqrt() * (1 - alpha_bar_next) / (1 - alpha_bar)
-    return over(of_x_0, x_0) * x_0 + over(of_x_t, x_t) * x_t
+    return broadcast_to(of_x_0, x_0) * x_0 + broadcast_to(of_x_t, x_t) * x_t
 
 
 def variance_bounds(
@@ -60,6 +60,6 @@ def variance_bounds(
     return beta * (1 - alpha_bar_next) / (1 - alpha_bar), beta
 
 
-def before(alpha_bar: Float[Tensor, "T"]) -> Float[Tensor, "T"]:
+def alpha_bar_prev(alpha_bar: Float[Tensor, "T"]) -> Float[Tensor, "T"]:
     """alpha_bar one step nearer to clean, for every t of a table; 1 before the first."""
     return torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])

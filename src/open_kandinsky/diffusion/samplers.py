@@ -11,7 +11,14 @@ from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.suggest import nearest
 from open_kandinsky.diffusion import timesteps
 from open_kandinsky.diffusion.denoise import Denoise, clamp, first_threshold
-from open_kandinsky.diffusion.process import diffuse, eps_from_x_0, over, posterior_mean, variance_bounds, x_0_from_eps
+from open_kandinsky.diffusion.process import (
+    broadcast_to,
+    diffuse,
+    eps_from_x_0,
+    posterior_mean,
+    variance_bounds,
+    x_0_from_eps,
+)
 from open_kandinsky.diffusion.timesteps import Grid, Spacing
 
 Noise = Iterator[Tensor]  # one standard normal tensor, like x_t, for each step that asks
@@ -29,7 +36,7 @@ def ddpm(denoise: Denoise, x_T: Float[Tensor, "b ..."], grid: Grid, noise: Noise
         x_s = posterior_mean(x_t, x_0, alpha_bar, alpha_bar_next)
         if float(alpha_bar_next[0]) == 1:
             return x_s
-        low, high = (over(bound.log(), x_t) for bound in variance_bounds(alpha_bar, alpha_bar_next))
+        low, high = (broadcast_to(bound.log(), x_t) for bound in variance_bounds(alpha_bar, alpha_bar_next))
         log_variance = low if fraction is None else low.lerp(high.expand_as(fraction), fraction)
         x_t = x_s + (log_variance / 2).exp() * next(noise).to(x_t)
     return x_t
@@ -44,9 +51,12 @@ def ddim(
         x_0 = denoise(x_t, t).x_0
         eps = eps_from_x_0(x_t, x_0, alpha_bar)
         variance = eta**2 * variance_bounds(alpha_bar, alpha_bar_next)[0]
-        x_t = over(alpha_bar_next.sqrt(), x_t) * x_0 + over((1 - alpha_bar_next - variance).sqrt(), x_t) * eps
+        x_t = (
+            broadcast_to(alpha_bar_next.sqrt(), x_t) * x_0
+            + broadcast_to((1 - alpha_bar_next - variance).sqrt(), x_t) * eps
+        )
         if eta > 0 and float(variance[0]) > 0:
-            x_t = x_t + over(variance.sqrt(), x_t) * next(noise).to(x_t)
+            x_t = x_t + broadcast_to(variance.sqrt(), x_t) * next(noise).to(x_t)
     return x_t
 
 
@@ -80,9 +90,9 @@ def dpmpp_2m(denoise: Denoise, x_T: Float[Tensor, "b ..."], grid: Grid, noise: N
         if h_last is None or not bool(h.isfinite().all()):  # the step to clean has infinite length: its limit is x_0
             d = x_0
         else:
-            d = x_0 + over(h / (2 * h_last), x_t) * (x_0 - x_0_last)
+            d = x_0 + broadcast_to(h / (2 * h_last), x_t) * (x_0 - x_0_last)
         shrink = ((1 - alpha_bar_next) / (1 - alpha_bar)).sqrt()
-        x_t = over(shrink, x_t) * x_t - over(alpha_bar_next.sqrt() * torch.expm1(-h), x_t) * d
+        x_t = broadcast_to(shrink, x_t) * x_t - broadcast_to(alpha_bar_next.sqrt() * torch.expm1(-h), x_t) * d
         x_0_last, h_last = x_0, h
     return x_t
 

@@ -26,7 +26,7 @@ def reconstruction(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> 
     }
 
 
-class Reconstruction(Metric):
+class ReconstructionMetric(Metric):
     """The mean over pictures of each picture's PSNR, SSIM and L1, with data range 1; sums alone, so processes add up.
 
     A mean of PSNRs is not the PSNR of the mean error: it is the higher of the two.

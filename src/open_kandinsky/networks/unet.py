@@ -21,7 +21,7 @@ class Context(NamedTuple):
     emb: Float[Tensor, "b e"]
 
 
-class Block(nn.Module):
+class UNetBlock(nn.Module):
     """A residual block, an attention (or none) and a change of resolution (or none)."""
 
     def __init__(self, res: FilmBlock, attention: ContextAttention | None, resample: FilmBlock | None = None) -> None:
@@ -80,14 +80,17 @@ class UNet(nn.Module):
         for level, width in enumerate(widths):
             attend = level in attention_levels
             for c_in in [skips[-1]] + [width] * (blocks - 1):
-                self.down.append(Block(res(c_in, width), attention(width) if attend else None))
+                self.down.append(UNetBlock(res(c_in, width), attention(width) if attend else None))
                 skips.append(width)
             if level < last:
-                self.down.append(Block(res(width, width, nn.AvgPool2d(2)), None))
+                self.down.append(UNetBlock(res(width, width, nn.AvgPool2d(2)), None))
                 skips.append(width)
 
         self.middle = nn.ModuleList(
-            [Block(res(widths[-1], widths[-1]), attention(widths[-1])), Block(res(widths[-1], widths[-1]), None)]
+            [
+                UNetBlock(res(widths[-1], widths[-1]), attention(widths[-1])),
+                UNetBlock(res(widths[-1], widths[-1]), None),
+            ]
         )
 
         self.up = nn.ModuleList()
@@ -95,7 +98,7 @@ class UNet(nn.Module):
             attend, is_last = last - level in attention_levels, level == last
             for i, c_in in enumerate([before] + [width] * blocks):
                 up = res(width, width, Upsample()) if i == blocks and not is_last else None
-                self.up.append(Block(res(c_in + skips.pop(), width), attention(width) if attend else None, up))
+                self.up.append(UNetBlock(res(c_in + skips.pop(), width), attention(width) if attend else None, up))
 
         self.norm_out = nn.GroupNorm(GROUPS, channels, eps=1e-5)
         self.conv_out = zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))

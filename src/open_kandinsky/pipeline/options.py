@@ -180,3 +180,12 @@ def seeds_for(n: int, seeds: int | Sequence[int] | None) -> Sequence[int]:
     if len(listed(seeds)) != n:
         raise UserError(f"{len(listed(seeds))} seeds for {n} images: seeds={seeds}; give a list with one for each")
     return listed(seeds)
+
+
+def check_weights(parts: Sequence[Any], weights: Sequence[Any]) -> None:
+    """ValueError unless there is a finite weight for each part, and one that is not 0."""
+    if len(parts) != len(weights):
+        raise UserError(f"mix: {len(parts)} texts and images but {len(weights)} weights; give one weight for each")
+    numbers = all(isinstance(weight, int | float) for weight in weights)
+    if not numbers or not any(weights) or not all(map(isfinite, weights)):
+        raise UserError(f"mix: weights {list(weights)}: give finite numbers that are not all 0")

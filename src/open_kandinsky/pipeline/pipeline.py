@@ -7,7 +7,6 @@ same in any batch.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import isfinite
 from typing import Any, Unpack
 
 import torch
@@ -21,21 +20,13 @@ from open_kandinsky.data.transforms import ClipPixels, to_output
 from open_kandinsky.diffusion.noise import PerImageNoise, check_seeds
 from open_kandinsky.networks.clip import Clip
 from open_kandinsky.networks.movq import MoVQ
-from open_kandinsky.pipeline import packing
-from open_kandinsky.pipeline.inpainting import (
-    InpaintCondition,
-    by_size,
-    check_sides,
-    enlarged,
-    listed,
-    matched,
-    padded,
-    picture,
-)
+from open_kandinsky.pipeline import execution, inpainting
+from open_kandinsky.pipeline.inpainting import InpaintCondition
 from open_kandinsky.pipeline.options import (
     Number,
     Options,
     at_least_one,
+    check_weights,
     decoder_options,
     finite,
     prior_options,
@@ -105,7 +96,9 @@ class Pipeline:
         parts = {"clip": self.clip, "prior": self.prior.network, "decoder": self.decoder.network, "movq": self.movq}
         if self.text is not None and self.text is not self.clip:
             parts["text"] = self.text
-        lines = [f"  {name}: {type(part).__name__}, {size_of(part):,} parameters" for name, part in parts.items()]
+        lines = [
+            f"  {name}: {type(part).__name__}, {execution.size_of(part):,} parameters" for name, part in parts.items()
+        ]
         lines += [f"  {name}: {getattr(self, name).sampling}" for name in ("prior", "decoder")]
         dtype = str(self.dtype).removeprefix("torch.")
         return "\n".join([f"Pipeline of {self.size} px, on {self.device} in {dtype}", *lines])
@@ -121,12 +114,8 @@ class Pipeline:
         networks = [self.clip, self.prior.network, self.decoder.network, self.movq]
         networks += [self.text] if self.text is not None and self.text is not self.clip else []
         for network in networks:
-            packing.unpacked(network).to(device)
-            for parameter in network.parameters():
-                parameter.data = parameter.data.to(dtype or parameter.dtype)
-            packing.packed(network)
-        moved = [replace(each, alpha_bar=each.alpha_bar.to(device)) for each in (self.prior, self.decoder)]
-        self.prior, self.decoder = moved
+            execution.move(network, device, dtype)
+        self.prior, self.decoder = (replace(p, alpha_bar=p.alpha_bar.to(device)) for p in (self.prior, self.decoder))
         self.device, self.dtype = device, dtype or self.dtype
         return self
 
@@ -147,7 +136,7 @@ class Pipeline:
         watch: Watch | None = None,
     ) -> Float[Tensor, "b d"]:
         """Prompts to CLIP image embeddings by the prior, guided away from `negative_prompt`."""
-        prompts = listed(prompts)
+        prompts = inpainting.listed(prompts)
         sampling = self.prior.sampling.but(steps=steps, scale=scale, sampler=sampler)
         guided = sampling.scale != 1
         text = self.clip.encode_text([*prompts, *[negative_prompt] * guided])
@@ -161,9 +150,9 @@ class Pipeline:
         """Pictures of any size from 8 pixels a side to CLIP embeddings, as CLIP crops and scales them."""
         height, width = self.clip.image_size
         assert height == width, "CLIP's image is square"
-        pictures = [picture(image) for image in listed(images)]
+        pictures = [inpainting.picture(image) for image in inpainting.listed(images)]
         for image in pictures:
-            check_sides(*image.size, largest=None)
+            inpainting.check_sides(*image.size, largest=None)
         prepared = torch.stack([ClipPixels(size=width)(image) for image in pictures])
         return self.clip.encode_image(prepared.to(self.device, self.dtype)).float()
 
@@ -191,7 +180,7 @@ class Pipeline:
         embedding of no picture, and from the empty prompt.
         """
         n = len(image_emb)
-        prompts = [""] * n if prompts is None else listed(prompts)
+        prompts = [""] * n if prompts is None else inpainting.listed(prompts)
         sampling = self.decoder.sampling.but(steps=steps, scale=scale, sampler=sampler)
         network = self.decoder.network
         own = self._noise(seeds, n, self.latent_shape(size))
@@ -244,7 +233,7 @@ class Pipeline:
     @with_options
     def text_to_image(self, prompts: str | Sequence[str], **options: Unpack[Options]) -> list[Any]:
         """One picture a prompt."""
-        (prompts,) = matched(prompts=prompts)
+        (prompts,) = inpainting.matched(prompts=prompts)
         return self._draw(self._imagined(prompts, options), prompts, options)
 
     __call__ = text_to_image
@@ -258,10 +247,8 @@ class Pipeline:
     def mix(
         self, parts: Sequence[str | Image.Image], weights: Sequence[Number], n: int = 1, **options: Unpack[Options]
     ) -> list[Any]:
-        """n pictures of a weighted sum of embeddings, a text's by the prior. The weights are taken as they are: they
-        need not sum to 1.
-        """
-        parts, weights = listed(parts), listed(weights)
+        """n pictures of a weighted sum of embeddings, a text's by the prior; weights need not sum to 1."""
+        parts, weights = inpainting.listed(parts), inpainting.listed(weights)
         check_weights(parts, weights)
         return self._weighted(parts, torch.tensor([weights] * at_least_one("n", n), dtype=torch.float32), options)
 
@@ -281,7 +268,7 @@ class Pipeline:
         self, a: str | Image.Image, b: str | Image.Image, at: Sequence[Number], **options: Unpack[Options]
     ) -> list[Any]:
         """A picture for each place on the way from a's embedding, 0, to b's, 1: some of what `interpolate` draws."""
-        there = torch.tensor([finite("at", place) for place in listed(at)], dtype=torch.float32)
+        there = torch.tensor([finite("at", place) for place in inpainting.listed(at)], dtype=torch.float32)
         seeds = options.get("seeds")
         own = options | Options(seeds=[0] * len(there) if seeds is None else seeds)
         return self._weighted([a, b], torch.stack([1 - there, there], dim=1), own)
@@ -300,7 +287,7 @@ class Pipeline:
         from the image with the noise of the first of them.
         """
         check_strength(strength)
-        prompts, images = matched(prompts=prompt, images=image)
+        prompts, images = inpainting.matched(prompts=prompt, images=image)
         return self._edited(prompts, images, options, lambda z, rows: {"start": FromImage(z, strength)})
 
     @with_options
@@ -315,7 +302,7 @@ class Pipeline:
 
         What is kept stays in MoVQ's latents: its pixels are those of a reconstruction.
         """
-        prompts, images, masks = matched(prompts=prompt, images=image, masks=mask)
+        prompts, images, masks = inpainting.matched(prompts=prompt, images=image, masks=mask)
         for own, of in zip(masks, images, strict=True):
             check_mask(own, of)
 
@@ -339,7 +326,7 @@ class Pipeline:
     ) -> list[Any]:
         """Each image with so many pixels more on its sides, painted by its prompt."""
         margins = {"left": left, "right": right, "top": top, "bottom": bottom}
-        larger = [enlarged(one, **margins) for one in listed(image)]
+        larger = [inpainting.enlarged(one, **margins) for one in inpainting.listed(image)]
         return self.inpaint(prompt, [canvas for canvas, _ in larger], [mask for _, mask in larger], **options)
 
     def _edited(
@@ -354,9 +341,9 @@ class Pipeline:
             raise UserError(f"size={options['size']}: an edited picture keeps its image's size; leave size out")
         seeds = seeds_for(len(images), options.get("seeds"))
         for image in images:
-            check_sides(*image.size)
+            inpainting.check_sides(*image.size)
         drawn: dict[int, Any] = {}
-        for rows in by_size(images):
+        for rows in inpainting.by_size(images):
             texts = [prompts[i] for i in rows]
             own = options | Options(seeds=[seeds[i] for i in rows], size=images[rows[0]].size)
             z = self._latent([images[i] for i in rows])
@@ -366,7 +353,7 @@ class Pipeline:
     def _latent(self, images: Sequence[Image.Image]) -> Float[Tensor, "b c h w"]:
         """Of images of one size, padded to what the networks divide."""
         _, rows, columns = self.latent_shape(images[0].size)
-        pixels = padded(images, rows=rows * self.movq.factor, columns=columns * self.movq.factor)
+        pixels = inpainting.padded(images, rows=rows * self.movq.factor, columns=columns * self.movq.factor)
         return self.image_to_latent(pixels.to(self.device))
 
     def _weighted(
@@ -374,15 +361,13 @@ class Pipeline:
     ) -> list[Any]:
         """A picture for each row of weights, one weight for each part."""
         n = len(weights)
-        embeddings = [self._imagined([p] * n, options) if isinstance(p, str) else self._seen(p, n) for p in parts]
-        image_emb = (weights.to(self.device)[:, :, None] * torch.stack(embeddings, dim=1)).sum(1)
+        each = [self._imagined([p] * n, options) if isinstance(p, str) else self.image_to_embedding(p) for p in parts]
+        embeddings = torch.stack([one.expand(n, -1) for one in each], dim=1)
+        image_emb = (weights.to(self.device)[:, :, None] * embeddings).sum(1)
         return self._draw(image_emb, [""] * n, options)
 
-    def _seen(self, image: Image.Image, n: int) -> Float[Tensor, "n d"]:
-        return self.image_to_embedding([image]).expand(n, -1)
-
     def _imagined(self, prompts: Sequence[str], options: Options) -> Float[Tensor, "b d"]:
-        with self._watching("prior", options) as watch:
+        with Watching("prior", options.get("callback"), self.progress) as watch:
             return self.text_to_embedding(prompts, seeds=options.get("seeds"), watch=watch, **prior_options(options))
 
     def _draw(
@@ -396,7 +381,7 @@ class Pipeline:
         negative = options.get("negative_decoder_prompt", "")
         away = self._imagined([negative] * len(prompts), options) if negative else None
         more = {"seeds": options.get("seeds"), "negative_emb": away, **decoder_options(options), **(given or {})}
-        with self._watching("decoder", options) as watch:
+        with Watching("decoder", options.get("callback"), self.progress) as watch:
             z = self.embedding_to_latent(image_emb, prompts, watch=watch, **more)
         if output == "latent":
             return list(z)
@@ -406,27 +391,9 @@ class Pipeline:
         return to_output(self.latent_to_image(z)[:, :, :height, :width], output)
 
     def _note_size(self, width: int, height: int) -> None:
-        """Once for each size."""
+        """Say once for each size that it is drawn larger and cropped."""
         if (width, height) not in self._noted:
             self._noted.add((width, height))
             rows, columns = (-(-side // self.multiple) * self.multiple for side in (height, width))
-            logger.warning(
-                "size=%dx%d is drawn as %dx%d and cropped: sides that are multiples of %d are drawn as they are",
-                *(width, height, columns, rows, self.multiple),
-            )
-
-    def _watching(self, part: str, options: Options) -> Watching:
-        return Watching(part, options.get("callback"), self.progress)
-
-
-def check_weights(parts: Sequence[Any], weights: Sequence[Any]) -> None:
-    """ValueError unless there is a finite weight for each part, and one that is not 0."""
-    if len(parts) != len(weights):
-        raise UserError(f"mix: {len(parts)} texts and images but {len(weights)} weights; give one weight for each")
-    numbers = all(isinstance(weight, int | float) for weight in weights)
-    if not numbers or not any(weights) or not all(map(isfinite, weights)):
-        raise UserError(f"mix: weights {list(weights)}: give finite numbers that are not all 0")
-
-
-def size_of(network: Any) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
+            told = "size=%dx%d is drawn as %dx%d and cropped: sides that are multiples of %d are drawn as they are"
+            logger.warning(told, width, height, columns, rows, self.multiple)

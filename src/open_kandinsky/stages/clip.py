@@ -15,8 +15,8 @@ from open_kandinsky.core.distributed import gather_rows, mean_over_processes
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.batch import ImageBatch
 from open_kandinsky.networks.clip import Clip
-from open_kandinsky.stages.engine import Engine
-from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, stepwise
+from open_kandinsky.stages.optim import MakeOptimizer, MakeSchedule, stepwise
+from open_kandinsky.stages.parallel import Engine
 
 
 class ClipStage(LightningModule):

@@ -14,10 +14,9 @@ from open_kandinsky.data.batch import LatentBatch
 from open_kandinsky.diffusion.loss import Loss, noised
 from open_kandinsky.diffusion.parameterisation import Parameterisation
 from open_kandinsky.networks.unet import Context, UNet
-from open_kandinsky.stages.conditions import Null
-from open_kandinsky.stages.engine import Engine
-from open_kandinsky.stages.inpainting import Beside
-from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, stepwise
+from open_kandinsky.stages.conditioning import InputConditioning, NullConditions
+from open_kandinsky.stages.optim import MakeOptimizer, MakeSchedule, stepwise
+from open_kandinsky.stages.parallel import Engine
 
 
 class DecoderStage(LightningModule):
@@ -32,7 +31,7 @@ class DecoderStage(LightningModule):
         alpha_bar: Float[Tensor, "T"],
         parameterisation: Parameterisation,
         loss: Loss,
-        beside: Beside,
+        beside: InputConditioning,
         drop_text: float,  # 0.5 in the official training
         drop_image: float,  # 0.1, independently
         standardise: bool,  # latents by the data's statistics; Kandinsky leaves them as they are
@@ -43,7 +42,7 @@ class DecoderStage(LightningModule):
         super().__init__()
         self.network, self.parameterisation, self.loss, self.beside = network, parameterisation, loss, beside
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
-        self.null = Null()
+        self.null = NullConditions()
         self.drop_text, self.drop_image, self.standardise = drop_text, drop_image, standardise
         self.optimizer, self.lr_schedule, self.engine = optimizer, lr_schedule, engine
 

@@ -1,27 +1,110 @@
-"""Stage 1, the autoencoder: MoVQ against a PatchGAN, by manual optimisation."""
+"""How far a reconstruction is from its picture.
 
-from collections.abc import Mapping, Sequence
+Which codes of a codebook are used, over many steps, and what becomes of those that are not.
+
+Stage 1, the autoencoder: MoVQ against a PatchGAN, by manual optimisation.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Float, Int
 from lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from open_kandinsky.core.distributed import mean_over_processes
+from open_kandinsky.core.distributed import broadcast_from_first, gather_rows, mean_over_processes, sum_over_processes
+from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.batch import ImageBatch
 from open_kandinsky.networks.discriminator import hinge
 from open_kandinsky.networks.movq import MoVQ, Reconstruction
-from open_kandinsky.stages.adversary_weight import Weight, entered
-from open_kandinsky.stages.codes import Revival, Usage, drawn
-from open_kandinsky.stages.engine import Engine
-from open_kandinsky.stages.freezing import freeze_all_but
-from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, made_for
-from open_kandinsky.stages.penalties import Bout
-from open_kandinsky.stages.pixel_loss import PixelLoss
+from open_kandinsky.networks.quantizer import Codebook, perplexity_of
+from open_kandinsky.stages.gan import AdversaryWeight, DiscriminatorBatch, adversary_share
+from open_kandinsky.stages.optim import MakeOptimizer, MakeSchedule, build_optimizer, freeze_all_but
+from open_kandinsky.stages.parallel import Engine
+
+
+class PixelLoss(nn.Module):
+    """Weighted absolute and squared error, absolute error of neighbours' differences, and a perceptual distance."""
+
+    def __init__(self, *, l1: float, l2: float, edges: float, lpips: float, perceptual: nn.Module | None) -> None:
+        super().__init__()
+        if lpips > 0 and perceptual is None:
+            raise UserError(f"lpips={lpips} weighs a distance that is not there: set perceptual, or lpips=0")
+        self.l1, self.l2, self.edges, self.lpips = l1, l2, edges, lpips
+        self.perceptual: Any = [perceptual]  # in a list: frozen, so out of the state dict
+
+    def forward(self, x: Float[Tensor, "b 3 h w"], y: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+        d = x - y
+        loss = self.l1 * d.abs().mean() + self.l2 * d.square().mean()
+        if self.edges > 0:
+            loss = loss + self.edges * (d.diff(dim=2).abs().mean() + d.diff(dim=3).abs().mean())
+        if self.lpips > 0:
+            loss = loss + self.lpips * self.perceptual[0].to(x.device)(x, y)
+        return loss
+
+
+Draw = Callable[[], Float[Tensor, "codes c"]]
+
+
+class Usage(nn.Module):
+    """How often each code was used by all processes within a window of so many steps.
+
+    One batch says little: 16,384 codes are more than the latents of 16 pictures. The counts are a buffer, the same on
+    each process: a run that is resumed within a window, by any number of processes, goes on counting.
+    """
+
+    counts: Tensor
+
+    def __init__(self, *, codes: int, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.register_buffer("counts", torch.zeros(codes, dtype=torch.long))
+
+    def add(self, index: Int[Tensor, "b h w"]) -> None:
+        self.counts += sum_over_processes(torch.bincount(index.flatten(), minlength=len(self.counts)))
+
+    def figures(self) -> dict[str, Float[Tensor, ""]]:
+        """Shares of the codes: `code_usage` by the perplexity, `codes_used` at least once."""
+        most = self.counts.sum().clamp(min=1, max=len(self.counts))  # fewer latents than codes cannot use them all
+        return {
+            "code_usage": perplexity_of(self.counts) / most,
+            "codes_used": (self.counts > 0).sum() / most,
+        }
+
+
+@runtime_checkable
+class DeadCodeReset(Protocol):
+    """What happens to the codes at the end of a window; `draw` gives a latent for each."""
+
+    def __call__(self, codebook: Codebook, counts: Int[Tensor, "codes"], draw: Draw) -> None: ...
+
+
+class NoReset:
+    """MoVQGAN's: a code that no latent is near to stays where it is."""
+
+    def __call__(self, codebook: Codebook, counts: Int[Tensor, "codes"], draw: Draw) -> None:
+        pass
+
+
+class RandomRestart:
+    """Codes that were not used once become latents of the batch (random restarts of Jukebox, Dhariwal et al. 2020).
+
+    Adam needs no telling: a code without a gradient for a window has no moments left.
+    """
+
+    def __call__(self, codebook: Codebook, counts: Int[Tensor, "codes"], draw: Draw) -> None:
+        codebook.restart(counts == 0, draw())
+
+
+def latents_for_codes(z: Float[Tensor, "b c h w"], codes: int) -> Float[Tensor, "codes c"]:
+    """A latent for each code from the batches of all processes, the same on each; repeats where there are fewer."""
+    flat = gather_rows(rearrange(z, "b c h w -> (b h w) c"))
+    return flat[broadcast_from_first(torch.randint(len(flat), (codes,), device=z.device))]
 
 
 class MoVQStage(LightningModule):
@@ -34,14 +117,14 @@ class MoVQStage(LightningModule):
         trained: Sequence[str],  # parts of the network; the others keep the weights they begin with
         discriminator: nn.Module,
         pixel_loss: PixelLoss,
-        adversary_weight: Weight,
+        adversary_weight: AdversaryWeight,
         adversary_from: int,  # the step at which the adversary enters
         adversary_ramp: int,  # steps after which the autoencoder listens to it with its whole weight
         penalties: Mapping[str, nn.Module],  # of the adversary, by name
         quantise_from: int,  # the step at which the codebook enters
         fill_codebook: bool,  # with latents of that batch; else with the codes that it has
         usage: Usage,
-        revival: Revival,
+        revival: DeadCodeReset,
         clip_value: float | None,  # gradients, by value
         optimizer: MakeOptimizer,
         lr_schedule: MakeSchedule,
@@ -87,13 +170,13 @@ class MoVQStage(LightningModule):
             return self.network.without_codebook(pixels)
         if self.fill_codebook and step == self.quantise_from > 0:
             with torch.no_grad():
-                latents = drawn(self.network.without_codebook(pixels).z, len(self.usage.counts))
+                latents = latents_for_codes(self.network.without_codebook(pixels).z, len(self.usage.counts))
             self.network.codebook.restart(torch.ones_like(self.usage.counts, dtype=torch.bool), latents)
         return self.network(pixels)
 
     def weigh(self, quality: Tensor, fooling: Tensor, made: Reconstruction, step: int) -> float | Tensor:
         weight = self.adversary_weight(quality, fooling, made, self.network.decoder.conv_out)
-        return weight * entered(step, at=self.adversary_from, ramp=self.adversary_ramp)
+        return weight * adversary_share(step, at=self.adversary_from, ramp=self.adversary_ramp)
 
     def descend(self, optimizer: Any, loss: Tensor) -> None:
         optimizer.zero_grad()
@@ -104,7 +187,7 @@ class MoVQStage(LightningModule):
 
     def fight(self, optimizer: Any, real: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
         """One step of the adversary; its figures."""
-        bout = Bout(step, real, self.discriminator(real), self.discriminator(fake))
+        bout = DiscriminatorBatch(step, real, self.discriminator(real), self.discriminator(fake))
         loss = hinge(bout.real, bout.fake)
         asked = {name: penalty(self.discriminator, bout) for name, penalty in self.penalties.items()}
         added = {name: penalty for name, penalty in asked.items() if penalty is not None}
@@ -125,7 +208,7 @@ class MoVQStage(LightningModule):
         self.usage.add(made.index)
         if since % self.usage.window == 0:
             self.log_dict({f"train/{name}": figure for name, figure in self.usage.figures().items()})
-            draw = partial(drawn, made.z, len(self.usage.counts))
+            draw = partial(latents_for_codes, made.z, len(self.usage.counts))
             self.revival(self.network.codebook, self.usage.counts, draw)
             self.usage.counts.zero_()
 
@@ -148,6 +231,6 @@ class MoVQStage(LightningModule):
 
     def configure_optimizers(self) -> Any:
         modules = (self.network, self.discriminator)
-        made = [made_for(module.parameters(), self.optimizer) for module in modules]
+        made = [build_optimizer(module.parameters(), self.optimizer) for module in modules]
         named = zip(("train/lr", "train/lr_adversary"), self.lr_schedules, made, strict=True)
         return made, [{"scheduler": schedule(optimizer), "name": name} for name, schedule, optimizer in named]

@@ -14,9 +14,9 @@ from open_kandinsky.core.draws import Draws, process_draws
 from open_kandinsky.data.batch import EmbeddingBatch
 from open_kandinsky.diffusion.loss import Loss, noised
 from open_kandinsky.diffusion.parameterisation import Parameterisation
-from open_kandinsky.stages.conditions import Null
-from open_kandinsky.stages.engine import Engine
-from open_kandinsky.stages.optimisation import MakeOptimizer, MakeSchedule, stepwise
+from open_kandinsky.stages.conditioning import NullConditions
+from open_kandinsky.stages.optim import MakeOptimizer, MakeSchedule, stepwise
+from open_kandinsky.stages.parallel import Engine
 
 
 class PriorStage(LightningModule):
@@ -45,7 +45,7 @@ class PriorStage(LightningModule):
         super().__init__()
         self.network, self.parameterisation, self.loss = network, parameterisation, loss
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
-        self.null = Null()
+        self.null = NullConditions()
         self.drop_text, self.standardise = drop_text, standardise
         self.optimizer, self.lr_schedule, self.engine = optimizer, lr_schedule, engine
 

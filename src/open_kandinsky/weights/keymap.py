@@ -13,7 +13,7 @@ from torch import Tensor
 
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.suggest import nearest
-from open_kandinsky.weights.heap import give_back
+from open_kandinsky.weights.store import give_back
 
 State = Mapping[str, Tensor]
 Shapes = dict[str, torch.Size]

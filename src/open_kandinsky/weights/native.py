@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from open_kandinsky.core.errors import UserError
-from open_kandinsky.weights import build, checkpoint_folder, store
+from open_kandinsky.weights import build, checkpoint, store
 from open_kandinsky.weights.keymap import State
 from open_kandinsky.weights.part import Part, Picked
 
@@ -24,7 +24,7 @@ Pick = Callable[[Path], Picked]
 def find(part: str, folder: Path, pick: Pick) -> Part | None:
     """A part in our own form; None where there is none. `pick` chooses among a checkpoint's weights."""
     run = folder.parent.parent
-    is_checkpoint = folder.suffix == ".ckpt" and (folder.is_file() or checkpoint_folder.is_folder(folder))
+    is_checkpoint = folder.suffix == ".ckpt" and (folder.is_file() or checkpoint.is_folder(folder))
     if is_checkpoint and (run / CONFIG).is_file():
         config = read_config(run)
         return of_run(run, config, folder, pick, choice=True) if part_of(config, run) == part else None
@@ -67,7 +67,7 @@ def of_run(folder: Path, config: dict[str, Any], file: Path, pick: Pick, *, choi
             raise UserError(f"{folder}: {told}")
         return Picked(state, dropped)
 
-    files = checkpoint_folder.tensor_files(file) if file.is_dir() else (file,)
+    files = checkpoint.tensor_files(file) if file.is_dir() else (file,)
     return Part(folder, files, with_tokenizer(folder, config), read, choice)
 
 

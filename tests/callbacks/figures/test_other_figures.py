@@ -8,10 +8,8 @@ from makers.system import stage
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from open_kandinsky.callbacks.figures.decoder import LossByTimestep
-from open_kandinsky.callbacks.figures.frechet import FrechetOfDrawings, OwnClip
-from open_kandinsky.callbacks.figures.movq import Codes, Perceptual
 from open_kandinsky.callbacks.preview import Drawings
+from open_kandinsky.callbacks.validation import CacheClipFeatures, Codes, FrechetOfDrawings, LossByTimestep, Perceptual
 from open_kandinsky.metrics.frechet import frechet_distance
 
 
@@ -158,7 +156,7 @@ def test_pictures_enter_clip_as_files_do_and_no_random_number_is_taken():
 
     with isolate_rng():
         torch.manual_seed(0)
-        features = OwnClip(clip=clip, prepare=prepare)
+        features = CacheClipFeatures(clip=clip, prepare=prepare)
         after = torch.rand(1)
         torch.manual_seed(0)
         assert torch.equal(after, torch.rand(1))

@@ -8,7 +8,7 @@ from makers.ranks import ranks
 from makers.system import stage
 from torch.utils.data import DataLoader
 
-from open_kandinsky.callbacks.figures.prior import PriorFigures
+from open_kandinsky.callbacks.validation import PriorFigures
 
 
 def figures(text, *, scale=1.0, batch_size=5, **options):

@@ -8,10 +8,7 @@ from makers.fitting import Losses, Repeated, images, trainer
 from makers.system import stage
 
 from open_kandinsky.callbacks.phases import Phases
-from open_kandinsky.callbacks.speed.counts import Counts
-from open_kandinsky.callbacks.speed.flops import StepFlops
-from open_kandinsky.callbacks.speed.peaks import peak
-from open_kandinsky.callbacks.speed.throughput import Throughput, utilisation
+from open_kandinsky.callbacks.throughput import DataCounts, StepFlops, Throughput, peak, utilisation
 
 B, IN, OUT = 4, 8, 16
 
@@ -208,5 +205,5 @@ def test_what_the_data_has_counted_is_logged():
 
     hands, curve = Hands(), Losses()
     made = Counting({"x": torch.ones(B, IN), "key": ["k"] * B})
-    trainer(1, Counts(), curve, log_every_n_steps=1).fit(Linear(hands), datamodule=made)
+    trainer(1, DataCounts(), curve, log_every_n_steps=1).fit(Linear(hands), datamodule=made)
     assert curve.curve[0]["data/skipped"] == 3 and curve.curve[0]["data/read"] == 40

@@ -9,11 +9,9 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from makers.fitting import trainer
 from makers.stalls import Data, Steps, limits, stalled
 
+from open_kandinsky.callbacks import watchdog as loop
 from open_kandinsky.callbacks.phases import SAVING, WAITING, Phase, Phases
-from open_kandinsky.callbacks.stall import doing as loop
-from open_kandinsky.callbacks.stall.heartbeats import Beat, Heartbeats, laggards
-from open_kandinsky.callbacks.stall.processes import open_files, reading, state, told
-from open_kandinsky.callbacks.watchdog import Watchdog
+from open_kandinsky.callbacks.watchdog import Beat, Heartbeats, Watchdog, laggards, open_files, reading, state, told
 
 
 class Hands:
@@ -152,7 +150,7 @@ WORDS = {
 @pytest.mark.parametrize("name", WORDS)
 def test_the_innermost_phase_is_what_it_does(name):
     open_ones = [Phase("run_training_epoch", 1.0), Phase("run_training_batch", 2.0), Phase(name, 3.0)]
-    found = loop.doing(open_ones, validating=False, first=False, now=9.0)
+    found = loop.activity(open_ones, validating=False, first=False, now=9.0)
     assert (found.words, found.together) == WORDS[name] and found.since == 3.0 and found.kind == loop.STEP
 
 

@@ -5,9 +5,9 @@ from contextlib import nullcontext
 
 import pytest
 
-from open_kandinsky import account
+from open_kandinsky.core import account
 from open_kandinsky.core.leases import Leases, share
-from open_kandinsky.evaluation.coco.report.board import Boarded
+from open_kandinsky.evaluation.coco_report import Boarded
 
 FOUND = {
     "protocol": "coco30k_default",

@@ -10,7 +10,7 @@ from makers import coco as maker
 from makers.pictures import refused
 
 from open_kandinsky.data.coco import Coco
-from open_kandinsky.evaluation.coco.captions import AnyCaption, Caption, Lines, Listed, OnePerImage, drawn, sha256
+from open_kandinsky.evaluation.captions import AnyCaption, Caption, Lines, Listed, OnePerImage, drawn, sha256
 
 T2I = {"image_id_column": "image_id", "caption_column": "text", "separator": ",", "source": "its release page"}
 DALLEVAL = T2I | {"image_id_column": "uid", "caption_column": "caption"}

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from open_kandinsky.evaluation.coco.report.comparison import compare
+from open_kandinsky.evaluation.comparison import compare
 
 METRICS = {
     **{"fid": 12.345, "fid_floor": 2.1, "kid": 0.0123, "kid_std": 0.001, "is": 23.45, "is_std": 0.4},

@@ -15,17 +15,17 @@ from makers import coco as maker
 from makers.evaluators import inception_state
 from PIL import Image
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.data.coco import Coco
 from open_kandinsky.evaluate import evaluate, take_device
-from open_kandinsky.evaluation import blocks
-from open_kandinsky.evaluation.blocks import Block
-from open_kandinsky.evaluation.coco.captions import OnePerImage
-from open_kandinsky.evaluation.coco.preparation import Preparation
-from open_kandinsky.evaluation.coco.report.comparison import compare
+from open_kandinsky.evaluation import samples
+from open_kandinsky.evaluation.captions import OnePerImage
+from open_kandinsky.evaluation.comparison import compare
+from open_kandinsky.evaluation.preparation import Preparation
+from open_kandinsky.evaluation.samples import SampleBlock
 from open_kandinsky.loading import load
 from open_kandinsky.metrics.clip_score import clip_score
-from open_kandinsky.metrics.evaluators.inception import Inception, clean, pytorch_fid
+from open_kandinsky.metrics.evaluators import Inception, clean, pytorch_fid
 from open_kandinsky.metrics.frechet import frechet_distance
 from open_kandinsky.weights import published
 
@@ -61,7 +61,7 @@ def asked(system, coco, evaluators):
 
 
 def run(asked, out, *more):
-    told = evaluate(configuration.compose("evaluate", [*asked, f"out='{out}'", *more]))
+    told = evaluate(compose.compose("evaluate", [*asked, f"out='{out}'", *more]))
     return json.loads((out / "metrics.json").read_text()), told
 
 
@@ -150,8 +150,8 @@ def test_a_beginning_is_the_same_pictures(done, asked, tmp_path):
     assert first["images_sha256"] == alone["images_sha256"] != found["images_sha256"]
     assert first["metrics"] == alone["metrics"] and first["n"] == 7
     assert len(list((tmp_path / "alone" / "pictures").glob("*.tar"))) == 2
-    for block in (Block(0, 0, 5), Block(1, 5, 10)):
-        pair = [blocks.read(folder / "pictures", block) for folder in (out, tmp_path / "alone")]
+    for block in (SampleBlock(0, 0, 5), SampleBlock(1, 5, 10)):
+        pair = [samples.read(folder / "pictures", block) for folder in (out, tmp_path / "alone")]
         assert [image.tobytes() for image in pair[0]] == [image.tobytes() for image in pair[1]]
 
 
@@ -256,7 +256,7 @@ def test_a_choice_that_there_is_not(asked, tmp_path):
 
 @pytest.mark.slow
 def test_flat_pictures_are_refused(asked, tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks, "flat", lambda image: True)
+    monkeypatch.setattr(samples, "flat", lambda image: True)
     refused("12 of 12 pictures have a single colour", asked, tmp_path, "metrics=[clip_score_own_clip]")
     found, _ = run(asked, tmp_path, "metrics=[clip_score_own_clip]", "accept_flat=true")
     assert any("single colour" in caveat for caveat in found["warnings"])

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as theirs
 
-from open_kandinsky.evaluation.coco.preparation import CROPS, FILTERS, Preparation
+from open_kandinsky.evaluation.preparation import CROPS, FILTERS, Preparation
 
 SIZES = [(64, 48), (47, 64), (40, 40), (33, 30), (30, 33), (7, 64), (64, 61)]
 

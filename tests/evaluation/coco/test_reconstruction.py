@@ -8,12 +8,12 @@ from makers import coco as maker
 from makers.evaluators import inception_state
 from torchvision.models import vgg
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.data.coco import Coco
 from open_kandinsky.data.transforms import to_images, to_pixels
 from open_kandinsky.evaluate import evaluate
-from open_kandinsky.evaluation.coco.captions import OnePerImage
-from open_kandinsky.evaluation.coco.preparation import Preparation
+from open_kandinsky.evaluation.captions import OnePerImage
+from open_kandinsky.evaluation.preparation import Preparation
 from open_kandinsky.loading import load
 from open_kandinsky.metrics.reconstruction import reconstruction
 from open_kandinsky.weights import published
@@ -36,7 +36,7 @@ def test_each_figure(system, evaluators, tmp_path):
     paths = {"weights": system, "coco": coco, "evaluator_weights": evaluators, "out": tmp_path / "out"}
     asked = [f"{key}='{path}'" for key, path in paths.items()]
     more = ["protocol=reconstruction", "protocol.captions.n=6", "accept_unknown_weights=true", "limit=4"]
-    told = evaluate(configuration.compose("evaluate", [*asked, *more]))
+    told = evaluate(compose.compose("evaluate", [*asked, *more]))
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
 
     prepare = Preparation(crop="centre", filter="bicubic", size=256, jpeg_before=None, jpeg_after=None)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from open_kandinsky.evaluation.human.agreement import cohen, fleiss
+from open_kandinsky.evaluation.human.results import cohen, fleiss
 
 # answers of 14 judges to 10 questions, in five categories: Fleiss' worked example, kappa 0.210
 TABLE = [

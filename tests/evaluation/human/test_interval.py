@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from open_kandinsky.evaluation.human import interval
-from open_kandinsky.evaluation.human.interval import Z, over_prompts, wilson
+from open_kandinsky.evaluation.human import results
+from open_kandinsky.evaluation.human.results import Z, over_prompts, wilson
 
 
 def test_z_is_the_normal_distributions():
@@ -69,7 +69,7 @@ def test_ties_narrow_it():
 
 def test_it_covers_what_it_promises_where_wilsons_does_not(monkeypatch):
     """Prompts whose own win rates differ, 8 votes on each: of 200 experiments, 95% of intervals hold the truth."""
-    monkeypatch.setattr(interval, "RESAMPLES", 1000)
+    monkeypatch.setattr(results, "RESAMPLES", 1000)
     rng = np.random.default_rng(0)
     held = {"wilson": 0, "prompts": 0}
     for _ in range(200):

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from makers.compared import PROMPTS, gallery
 
-from open_kandinsky.evaluation.human.order import presented
-from open_kandinsky.evaluation.human.pairs import Pair, Shown, read_pairs
+from open_kandinsky.evaluation.human.votes import PicturePair, Shown, presented, read_pairs
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def test_a_changed_picture_and_an_unfinished_folder_are_refused(a, tmp_path):
 @pytest.fixture
 def many():
     shown = [Shown(Path("a"), f"{i}.png", f"hash {i}") for i in range(400)]
-    return [Pair(f"prompt {i // 2}", i % 2, shown[i], shown[200 + i]) for i in range(200)]
+    return [PicturePair(f"prompt {i // 2}", i % 2, shown[i], shown[200 + i]) for i in range(200)]
 
 
 def test_an_order_is_a_function_of_judge_and_seed(many):

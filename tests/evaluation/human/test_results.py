@@ -4,8 +4,7 @@ import itertools
 
 import pytest
 
-from open_kandinsky.evaluation.human.interval import over_prompts, wilson
-from open_kandinsky.evaluation.human.results import results, told
+from open_kandinsky.evaluation.human.results import over_prompts, results, told, wilson
 from open_kandinsky.evaluation.human.votes import Vote
 
 SIDES = itertools.cycle("ab")

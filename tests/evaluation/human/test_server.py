@@ -14,9 +14,8 @@ from makers.compared import PROMPTS, gallery
 from PIL import Image
 
 from open_kandinsky.evaluation.human.comparison import Comparison
-from open_kandinsky.evaluation.human.pairs import read_pairs
 from open_kandinsky.evaluation.human.server import LARGEST, serving
-from open_kandinsky.evaluation.human.votes import QUESTIONS, Votes
+from open_kandinsky.evaluation.human.votes import QUESTIONS, Votes, read_pairs
 
 A, B = "our-own-system", "the-other-system"
 HUES = {250: "a", 90: "b"}  # the red of a system's pictures, by which a test knows them

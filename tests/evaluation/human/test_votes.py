@@ -5,9 +5,7 @@ import sqlite3
 import pytest
 from makers.compared import PROMPTS, gallery
 
-from open_kandinsky.evaluation.human.order import presented
-from open_kandinsky.evaluation.human.pairs import read_pairs
-from open_kandinsky.evaluation.human.votes import Votes
+from open_kandinsky.evaluation.human.votes import Votes, presented, read_pairs
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 from makers.layouts import drawn, png
 from PIL import Image
 
-from open_kandinsky.evaluation.gallery import MANIFEST, Gallery, Picture
-from open_kandinsky.evaluation.layouts.drawn import Drawn, complete, of_gallery
+from open_kandinsky.evaluation.external.pictures import NumberedPicture, complete, of_gallery
+from open_kandinsky.generation.gallery import MANIFEST, Gallery, Picture
 
 PROMPTS = ["a cat", "a dog", "a cat"]
 
@@ -24,8 +24,8 @@ def test_all_pass_in_any_order():
         ([], "6 of 6 pictures are missing"),
         (drawn(PROMPTS, 3), "picture 2 of prompt 0 .* not asked for: there are 3 prompts with 2 pictures each"),
         (drawn(PROMPTS[:1], 2) * 2, "picture 0 of prompt 0 .* came twice"),
-        ([Drawn(1, "a cat", 0, png(0, 0, 0))], "the prompt is 'a dog' in the list"),
-        ([Drawn(1, "a dog", 0, b"\xff\xd8\xff\xe0")], "is no PNG"),
+        ([NumberedPicture(1, "a cat", 0, png(0, 0, 0))], "the prompt is 'a dog' in the list"),
+        ([NumberedPicture(1, "a dog", 0, b"\xff\xd8\xff\xe0")], "is no PNG"),
     ],
 )
 def test_others_are_refused(pictures, said):

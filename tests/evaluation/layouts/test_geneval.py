@@ -6,7 +6,7 @@ import re
 import pytest
 from makers.layouts import drawn, files
 
-from open_kandinsky.evaluation.layouts import geneval
+from open_kandinsky.evaluation.external import geneval
 
 METADATA = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from open_kandinsky import configuration
+from open_kandinsky.config import compose
 from open_kandinsky.evaluate import evaluate
 from open_kandinsky.loading import load
 
@@ -13,7 +13,7 @@ PROMPTS = ["a photo of a bench", "a photo of a green dog"]
 
 
 def run(system, out, *more):
-    return evaluate(configuration.compose("evaluate", [f"weights='{system}'", f"out='{out}'", "block=5", *more]))
+    return evaluate(compose.compose("evaluate", [f"weights='{system}'", f"out='{out}'", "block=5", *more]))
 
 
 def metadata(folder):

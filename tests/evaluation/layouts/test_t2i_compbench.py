@@ -5,7 +5,7 @@ import json
 import pytest
 from makers.layouts import drawn, files
 
-from open_kandinsky.evaluation.layouts import t2i_compbench
+from open_kandinsky.evaluation.external import t2i_compbench
 
 PROMPTS = ["a green bench and a blue bowl", "The red hat was on top of the rack.", "an and/or snake_case v1.png file"]
 

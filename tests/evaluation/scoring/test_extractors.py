@@ -10,9 +10,9 @@ from open_clip.transform import image_transform
 from PIL import Image
 from safetensors.torch import save_file
 
-from open_kandinsky.evaluation.scoring import extractors
-from open_kandinsky.evaluation.scoring.extractors import ClipFeatures, Shelf, published_clip
-from open_kandinsky.weights.published import Published
+from open_kandinsky.evaluation import features as extractors
+from open_kandinsky.evaluation.features import ClipFeatures, EvaluatorWeights, published_clip
+from open_kandinsky.weights.published import PublishedFile
 
 TINY = {
     "embed_dim": 24,
@@ -36,9 +36,9 @@ def reference(tmp_path_factory):
 
 @pytest.fixture
 def features(reference, monkeypatch):
-    file = Published(file="tiny.safetensors", sha256=None, url=None, what="a CLIP for tests")
+    file = PublishedFile(file="tiny.safetensors", sha256=None, url=None, what="a CLIP for tests")
     monkeypatch.setattr(extractors, "published_clip", lambda model, pretrained: file)
-    shelf = Shelf(folder=str(reference[1]), accept_unknown=False, device="cpu")
+    shelf = EvaluatorWeights(folder=str(reference[1]), accept_unknown=False, device="cpu")
     return ClipFeatures(shelf=shelf, model="TinyForTests", pretrained="none", prefix="A photo depicts ")
 
 

@@ -5,8 +5,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from transformers import Dinov2Config, Dinov2Model
 
-from open_kandinsky.metrics.evaluators import resize
-from open_kandinsky.metrics.evaluators.dinov2 import DINOv2, load, positions, vit_large
+from open_kandinsky.metrics import evaluators
+from open_kandinsky.metrics.evaluators import DINOv2, load, positions, vit_large
 
 LAYERS = {
     "norm1": "norm1",
@@ -76,9 +76,9 @@ def test_torch_fidelity_prepares_the_same_input(monkeypatch):
     theirs = FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"])
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, 3, 300, 400), dtype=torch.uint8, generator=generator)
-    ours = DINOv2(network=network, resized=resize.tf1)
+    ours = DINOv2(network=network, resized=evaluators.resize_tf1)
     torch.testing.assert_close(ours(pixels), theirs(pixels)[0], rtol=1e-5, atol=1e-5)
-    clean = DINOv2(network=network, resized=resize.clean)(pixels)
+    clean = DINOv2(network=network, resized=evaluators.resize_clean)(pixels)
     assert clean.sub(ours(pixels)).norm() > 1e-3 * clean.norm()
 
 

@@ -9,7 +9,7 @@ from makers.evaluators import photos
 from torch_fidelity import sample_similarity_lpips
 from torchvision.models import vgg16
 
-from open_kandinsky.metrics.evaluators.lpips import LPIPS
+from open_kandinsky.metrics.evaluators import LPIPSMetric
 
 HEADS = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / "vgg.pth"
 
@@ -22,7 +22,7 @@ def vgg():
 
 @pytest.fixture(scope="module")
 def lpips(vgg):
-    return LPIPS(state=vgg.state_dict())
+    return LPIPSMetric(state=vgg.state_dict())
 
 
 def pair():

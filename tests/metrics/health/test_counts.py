@@ -5,9 +5,7 @@ import math
 import pytest
 import torch
 
-from open_kandinsky.metrics.health.bins import BinnedMean
-from open_kandinsky.metrics.health.codes import CodeUsage
-from open_kandinsky.metrics.health.rows import Rows
+from open_kandinsky.metrics.health import BinnedMean, CodeUsage, FeatureTable
 
 
 def draws(n=500, T=1000, seed=0):
@@ -74,7 +72,7 @@ def test_codes_of_batches_are_those_of_the_set():
 
 
 def test_rows_stay_together():
-    metric = Rows(columns=("a", "b"), dim=3)
+    metric = FeatureTable(columns=("a", "b"), dim=3)
     a, b = torch.randn(7, 3), torch.randn(7, 3)
     for part in (slice(0, 4), slice(4, 7)):
         metric.update(a=a[part], b=b[part])

@@ -5,8 +5,8 @@ from itertools import permutations
 import pytest
 import torch
 
-from open_kandinsky.metrics.health import embeddings
-from open_kandinsky.metrics.health.embeddings import cosine, cosine_of_others, norm_ratio, places, retrieval, std_ratios
+from open_kandinsky.metrics import health
+from open_kandinsky.metrics.health import cosine, cosine_of_others, norm_ratio, places, retrieval, std_ratios
 
 
 def rows(n, d=6, seed=0):
@@ -42,7 +42,7 @@ def test_a_prior_that_always_says_the_same_finds_k_of_n():
 def test_chunks_change_nothing(monkeypatch):
     x, y = rows(23), rows(23, seed=1)
     whole = places(x, y)
-    monkeypatch.setattr(embeddings, "CHUNK", 5)
+    monkeypatch.setattr(health, "CHUNK", 5)
     assert all(torch.equal(a, b) for a, b in zip(places(x, y), whole, strict=True))
 
 

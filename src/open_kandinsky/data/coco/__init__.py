@@ -1,6 +1,5 @@
 """COCO's validation images of 2014 and their captions: what text-to-image systems are scored on."""
 
-from open_kandinsky.data.coco.annotations import CAPTIONS, IMAGES, CocoCaption, CocoImage
-from open_kandinsky.data.coco.folder import Coco
+from open_kandinsky.data.coco.folder import CAPTIONS, IMAGES, Coco, CocoCaption, CocoImage
 
 __all__ = ["CAPTIONS", "IMAGES", "Coco", "CocoCaption", "CocoImage"]

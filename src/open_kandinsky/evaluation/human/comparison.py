@@ -10,9 +10,7 @@ from typing import Any
 from PIL import Image
 
 from open_kandinsky.core.errors import UserError
-from open_kandinsky.evaluation.human.order import Presented, presented
-from open_kandinsky.evaluation.human.pairs import Pair
-from open_kandinsky.evaluation.human.votes import QUESTIONS, Votes
+from open_kandinsky.evaluation.human.votes import QUESTIONS, PicturePair, Presented, Votes, presented
 
 LONGEST = 60  # letters of a judge's name
 SIDES = ("left", "equal", "right")
@@ -24,7 +22,7 @@ class Comparison:
     Pairs and pictures have names that are drawn when it is made: they say nothing, and are gone with it.
     """
 
-    def __init__(self, pairs: Sequence[Pair], votes: Votes, *, seed: int) -> None:
+    def __init__(self, pairs: Sequence[PicturePair], votes: Votes, *, seed: int) -> None:
         self.pairs, self.votes, self.seed = pairs, votes, seed
         self._secret = secrets.token_bytes(32)
         self._pictures = {self._name(pair, system): getattr(pair, system) for pair in pairs for system in "ab"}
@@ -75,7 +73,7 @@ class Comparison:
         right = "b" if shown.left == "a" else "a"
         return {"left": self._name(shown.pair, shown.left), "right": self._name(shown.pair, right)}
 
-    def _name(self, pair: Pair, system: str = "") -> str:
+    def _name(self, pair: PicturePair, system: str = "") -> str:
         return hmac.digest(self._secret, f"{pair.key}{system}".encode(), "sha256").hex()
 
 

@@ -1,14 +1,90 @@
-"""What the votes say: how often system a wins, how sure that is, and how far the judges agree."""
+"""Two 95% intervals of a win rate: of independent votes, and of prompts drawn anew.
+
+How much more often judges agree than they would by chance. 1: always; 0: as by chance; below: less often.
+
+What the votes say: how often system a wins, how sure that is, and how far the judges agree.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from math import sqrt
 from typing import Any
 
+import numpy as np
+
 from open_kandinsky.core.errors import UserError
-from open_kandinsky.evaluation.human.agreement import cohen, fleiss
-from open_kandinsky.evaluation.human.interval import Interval, over_prompts, wilson
 from open_kandinsky.evaluation.human.votes import QUESTIONS, Vote
+
+Number = float | int
+Interval = tuple[float, float]
+
+Z = 1.959963984540054  # of a normal distribution, 95% is within so many standard deviations
+RESAMPLES = 10_000
+
+
+def wilson(wins: Number, n: int) -> Interval:
+    """Of a share of `n` independent votes (Wilson 1927): the shares from which it is not further than chance goes.
+
+    It never leaves [0, 1] and has a width where all votes agree. A tie counts as half a win; with ties it is wider
+    than it need be, for half a win varies less than a win or a loss. ValueError without votes.
+    """
+    if n < 1:
+        raise UserError(f"there is no win rate of {n} votes")
+    centre, shrunk = (wins + Z**2 / 2) / (n + Z**2), n / (n + Z**2)
+    half = Z * shrunk * sqrt(wins / n * (1 - wins / n) / n + (Z / (2 * n)) ** 2)
+    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+
+
+def over_prompts(scores: Sequence[Sequence[Number]], *, seed: int = 0) -> Interval | None:
+    """Of the mean of all votes' scores, given prompt by prompt; None for fewer than 2 prompts.
+
+    Votes on one prompt are alike: several judges see the same picture, and a system that knows a subject knows it in
+    each picture. What is drawn again, with replacement, is therefore prompts with all their votes (the cluster
+    bootstrap, percentiles of 10,000 samples; Efron & Tibshirani 1993). This is the interval to quote: Wilson's takes
+    50 votes on one prompt for as much as 50 prompts. Where all prompts agree it has no width; quote Wilson's then,
+    with the number of prompts in place of that of votes.
+    """
+    if len(scores) < 2:
+        return None
+    sums, counts = (np.array([measure(of_prompt) for of_prompt in scores], dtype=np.float64) for measure in (sum, len))
+    drawn = np.random.default_rng(seed).multinomial(len(scores), np.full(len(scores), 1 / len(scores)), RESAMPLES)
+    low, high = np.quantile(drawn @ sums / (drawn @ counts), [0.025, 0.975], method="inverted_cdf")
+    return float(low), float(high)
+
+
+def cohen(first: Sequence[str], second: Sequence[str]) -> float | None:
+    """Kappa of two judges' answers to the same questions (Cohen 1960).
+
+    Chance is what their own habits give: each judge's shares of answers. None without a question, and where both
+    gave one answer throughout: chance explains all of it.
+    """
+    n = len(first)
+    if n != len(second):
+        raise UserError(f"{n} answers and {len(second)}: two judges' answers are to the same questions")
+    mine, theirs = Counter(first), Counter(second)
+    seen = sum(a == b for a, b in zip(first, second, strict=True))
+    return _kappa(seen / n, sum(mine[answer] * theirs[answer] for answer in mine) / n**2) if n else None
+
+
+def fleiss(answers: Sequence[Sequence[str]]) -> float | None:
+    """Kappa of any number of judges, given the answers to each question (Fleiss 1971).
+
+    The answers to a question need not be as many everywhere; a question with fewer than 2 is left out. Agreement on a
+    question is the share of its pairs of answers that are equal, averaged over questions; chance is the shares of all
+    answers. None as for `cohen`.
+    """
+    counts = [Counter(of_one) for of_one in answers if len(of_one) > 1]
+    if not counts:
+        return None
+    agreed = [sum(c * (c - 1) for c in count.values()) / (count.total() * (count.total() - 1)) for count in counts]
+    every = sum(counts, Counter())
+    return _kappa(sum(agreed) / len(agreed), sum((c / every.total()) ** 2 for c in every.values()))
+
+
+def _kappa(seen: float, by_chance: float) -> float | None:
+    return None if by_chance == 1 else (seen - by_chance) / (1 - by_chance)
+
 
 SCORES = {"a": 1.0, "equal": 0.5, "b": 0.0}  # of a vote, for a: a tie is half a win
 EXPLAINED = {

@@ -1,16 +1,107 @@
-"""Votes in a SQLite file: each on the disk before it counts, none ever changed or removed."""
+"""Two systems' pictures for the same prompts, as pairs.
 
+In which order a judge sees the pairs, and which picture is on the left: a function of judge, seed and pair.
+
+Votes in a SQLite file: each on the disk before it counts, none ever changed or removed.
+"""
+
+import hashlib
+import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from open_kandinsky.core.errors import UserError
-from open_kandinsky.evaluation.human.order import Presented, System
-from open_kandinsky.evaluation.human.pairs import Pair
+from open_kandinsky.generation.gallery import read_manifest, read_picture
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture of a folder of `generate`."""
+
+    folder: Path
+    file: str
+    sha256: str
+
+    def read(self) -> bytes:
+        """ValueError where it is not the picture any more that the votes were begun on."""
+        return read_picture(self.folder, {"file": self.file, "sha256": self.sha256})
+
+
+@dataclass(frozen=True)
+class PicturePair:
+    """The `nth` picture, from 0, that system a and system b drew for a prompt."""
+
+    prompt: str
+    nth: int
+    a: Shown
+    b: Shown
+
+    @property
+    def key(self) -> str:
+        """What it shows, and nothing of where that lies."""
+        return hashlib.sha256(json.dumps([self.prompt, self.nth, self.a.sha256, self.b.sha256]).encode()).hexdigest()
+
+
+def read_pairs(a: Path, b: Path) -> list[PicturePair]:
+    """Pictures of one prompt are paired by their order. ValueError where a folder is not finished, a picture was
+    changed, or one folder lacks what the other shows; the message says what is missing where."""
+    if a.resolve() == b.resolve():
+        raise UserError(f"a={a} and b={b} are one folder: there is nothing to compare")
+    of_a, of_b = pictures(a), pictures(b)
+    lacking = [lacks(b, [key for key in of_a if key not in of_b]), lacks(a, [key for key in of_b if key not in of_a])]
+    if any(lacking):
+        raise UserError(f"a={a} and b={b} were drawn for other prompts: {'; '.join(filter(None, lacking))}")
+    return [PicturePair(prompt, nth, of_a[prompt, nth], of_b[prompt, nth]) for prompt, nth in of_a]
+
+
+def pictures(folder: Path) -> dict[tuple[str, int], Shown]:
+    """(prompt, which of its pictures, from 0) -> picture, each of them read once and found to be as it was drawn."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for line in read_manifest(folder):
+        picture = Shown(folder, line["file"], line["sha256"])
+        picture.read()
+        found[line["prompt"], seen[line["prompt"]]] = picture
+        seen[line["prompt"]] += 1
+    return found
+
+
+def lacks(folder: Path, keys: Iterable[tuple[str, int]]) -> str:
+    """What to say of missing pictures; nothing where none is."""
+    missing = list(keys)
+    if not missing:
+        return ""
+    prompt, nth = missing[0]
+    return f"{folder} lacks {len(missing)}, such as picture {nth + 1} of {prompt!r}"
+
+
+System = Literal["a", "b"]
+
+
+class Presented(NamedTuple):
+    """A pair, and the system whose picture is on the left."""
+
+    pair: PicturePair
+    left: System
+
+
+def presented(judge: str, seed: int, pairs: Sequence[PicturePair]) -> list[Presented]:
+    """Shuffled for each judge anew, and the same at any time: nothing of it has to be stored."""
+    order = sorted(pairs, key=lambda pair: drawn("order", seed, judge, pair.key))
+    return [Presented(pair, "a" if drawn("side", seed, judge, pair.key)[0] < 128 else "b") for pair in order]
+
+
+def drawn(what: str, seed: int, judge: str, key: str) -> bytes:
+    """32 bytes, as good as random."""
+    return hashlib.sha256(json.dumps([what, seed, judge, key]).encode()).digest()
+
 
 Answer = Literal["a", "b", "equal"]
 
@@ -60,7 +151,7 @@ class Votes:
     ValueError where the file is no database of votes, or holds votes on other pictures than those of `pairs`.
     """
 
-    def __init__(self, path: Path, pairs: Sequence[Pair]) -> None:
+    def __init__(self, path: Path, pairs: Sequence[PicturePair]) -> None:
         self.path = path
         self._one_at_a_time = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +173,7 @@ class Votes:
                 (judge, *row(pair), question, answer, shown.left, now),
             )
 
-    def answers(self, judge: str, pair: Pair) -> dict[str, Answer]:
+    def answers(self, judge: str, pair: PicturePair) -> dict[str, Answer]:
         """question -> what counts, of the questions that the judge has answered."""
         where = "WHERE judge = ? AND prompt = ? AND nth = ? AND a_sha256 = ? AND b_sha256 = ?"
         return dict(self._rows(f"SELECT question, answer FROM counting {where}", judge, *row(pair)))
@@ -135,12 +226,12 @@ def closed_on_failure(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def row(pair: Pair) -> tuple[str, int, str, str]:
+def row(pair: PicturePair) -> tuple[str, int, str, str]:
     """A pair as the columns of `PAIR`."""
     return pair.prompt, pair.nth, pair.a.sha256, pair.b.sha256
 
 
-def refuse_other_pairs(path: Path, voted: set[tuple], pairs: Sequence[Pair]) -> None:
+def refuse_other_pairs(path: Path, voted: set[tuple], pairs: Sequence[PicturePair]) -> None:
     others = voted - {row(pair) for pair in pairs}
     if not others:
         return

@@ -1,21 +1,66 @@
-"""A system as folders that diffusers' own pipelines open: prior/ and decoder/.
+"""CLIP's tokenizer and its preparation of pictures, as files that transformers reads.
+
+A system as folders that diffusers' own pipelines open: prior/ and decoder/.
 
 The prior is always one of theirs. The decoder's folder is a pipeline where theirs can run it; README.md, which is
 written beside, says where not, and what to do instead.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from open_kandinsky.core import files
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights import store
-from open_kandinsky.weights.diffusers import clip, config, fold, keys, multilingual, notes, scheduler
-from open_kandinsky.weights.diffusers.tokenizer import write_image_processor, write_json, write_tokenizer
+from open_kandinsky.weights.diffusers import clip, config, folder, keys, scheduler
 from open_kandinsky.weights.keymap import KeyMap
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def write_tokenizer(folder: Path, length: int) -> None:
+    """Padding is the end's token, as in OpenAI's: ours is 0, which only a reader of states behind the end can tell."""
+    own = SimpleTokenizer(context_length=length)
+    renamed = {"<start_of_text>": START, "<end_of_text>": END}
+    vocabulary = {renamed.get(word, word): number for word, number in own.encoder.items()}
+    merges = sorted(own.bpe_ranks, key=lambda pair: own.bpe_ranks[pair])
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    facts = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True, **special}
+    files.write(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
+    files.write(folder / "merges.txt", "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
+    write_json(folder / "tokenizer_config.json", facts)
+    write_json(folder / "special_tokens_map.json", special)
+
+
+def write_image_processor(folder: Path, side: int) -> None:
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_resize": True,
+            "size": {"shortest_edge": side},
+            "resample": 3,  # bicubic
+            "do_center_crop": True,
+            "crop_size": {"height": side, "width": side},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(OPENAI_DATASET_MEAN),
+            "image_std": list(OPENAI_DATASET_STD),
+            "do_convert_rgb": True,
+        },
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    files.write(path, json.dumps(value, indent=2) + "\n")
+
 
 NETWORK, TRANSFORMER = "diffusion_pytorch_model.safetensors", "model.safetensors"
 HID_PROJ = "encoder_hid_proj."
@@ -43,17 +88,17 @@ def write(out: Path, read: Read, tokenizer: Path | None) -> None:
     """
     decoder, movq = read("decoder"), read("movq")
     side = decoder.config["dims"]["image_size"] // 2 ** (len(movq.network["multipliers"]) - 1)
-    version = "V22" if notes.kind(decoder.network["condition"]) == "image_proj" else ""
+    version = "V22" if config.kind(decoder.network["condition"]) == "image_proj" else ""
     write_prior(out / "prior", read("prior"), version)
     write_clip(out / "prior", read("clip"))
     write_movq(out / "decoder", movq, decoder)
     write_decoder(out / "decoder", decoder, side)
     if tokenizer is not None:
         write_text(out / "decoder", read("text"), tokenizer)
-    reasons = list(notes.not_stock(decoder.network, tokenizer is not None))
+    reasons = list(config.not_stock(decoder.network, tokenizer is not None))
     if not reasons:
         write_json(out / "decoder" / "model_index.json", decoder_index(decoder, version))
-    files.write(out / "README.md", notes.readme(reasons, version, decoder.config, side))
+    files.write(out / "README.md", config.readme(reasons, version, decoder.config, side))
 
 
 def write_prior(out: Path, prior: Weights, version: str) -> None:
@@ -77,10 +122,10 @@ def write_clip(out: Path, part: Weights) -> None:
     rules = clip.towers(text_layers=text["num_hidden_layers"], vision_layers=vision["num_hidden_layers"])
     ours = {key: tensor for key, tensor in part.state.items() if key != clip.LOGIT_SCALE}
     theirs = KeyMap(rules, ours).to_theirs(ours)
-    for folder, cfg, first in (("text_encoder", text, "text"), ("image_encoder", vision, "vis")):
-        write_json(out / folder / "config.json", cfg)
+    for name, cfg, first in (("text_encoder", text, "text"), ("image_encoder", vision, "vis")):
+        write_json(out / name / "config.json", cfg)
         tower = {key: tensor for key, tensor in theirs.items() if key.startswith(first)}
-        store.write(out / folder / TRANSFORMER, tower, {"format": "pt"})
+        store.write(out / name / TRANSFORMER, tower, {"format": "pt"})
     write_tokenizer(out / "tokenizer", part.network["text"]["context_length"])
     write_image_processor(out / "image_processor", part.network["vision"]["image_size"])
 
@@ -92,7 +137,7 @@ def write_movq(out: Path, movq: Weights, decoder: Weights) -> None:
         raise UserError("quantise_latents is true; diffusers' Kandinsky decodes latents as they are. Use layout=native")
     structure = {"blocks": network["blocks"], "attention_levels": network["attention_levels"]}
     rules = keys.movq(levels=len(network["multipliers"]), **structure)
-    state = fold.standardised(movq.state, decoder.state["standardise.mean"], decoder.state["standardise.std"])
+    state = folder.standardised(movq.state, decoder.state["standardise.mean"], decoder.state["standardise.std"])
     write_json(out / "movq" / "config.json", config.as_movq(network, decoder.config["dims"]["image_size"]))
     store.write(out / "movq" / NETWORK, keys.to_diffusers(rules, state), {"format": "pt"})
 
@@ -102,8 +147,8 @@ def write_decoder(out: Path, decoder: Weights, side: int) -> None:
     network = decoder.network
     cfg = config.as_unet(network, side)
     rules = keys.unet(levels=len(network["multipliers"]), blocks=network["blocks"])
-    state = keys.to_diffusers(rules, fold.identity(decoder.state))
-    if not notes.has_their_projection(network):
+    state = keys.to_diffusers(rules, folder.identity(decoder.state))
+    if not config.has_their_projection(network):
         config.refuse_other(network["condition"], "condition.TextImageCondition", "the one condition of any size")
         moved = {key: cfg.pop(key) for key in ("encoder_hid_dim", "encoder_hid_dim_type")}
         write_json(out / "condition" / "config.json", moved | {"image_tokens": network["condition"]["image_tokens"]})
@@ -117,8 +162,8 @@ def write_decoder(out: Path, decoder: Weights, side: int) -> None:
 
 
 def write_text(out: Path, text: Weights, tokenizer: Path) -> None:
-    write_json(out / "text_encoder" / "config.json", multilingual.as_config(text.network))
-    theirs = KeyMap(multilingual.rules(text.state), text.state).to_theirs(text.state)
+    write_json(out / "text_encoder" / "config.json", clip.as_config(text.network))
+    theirs = KeyMap(clip.rules(text.state), text.state).to_theirs(text.state)
     store.write(out / "text_encoder" / TRANSFORMER, theirs, {"format": "pt"})
     for file in tokenizer_files(tokenizer):
         files.write(out / "tokenizer" / file.name, file.read_bytes())

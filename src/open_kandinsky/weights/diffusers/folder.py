@@ -1,4 +1,9 @@
-"""Folders of diffusers' Kandinsky 2.1 and 2.2, as their pipelines lie on disk, read without diffusers.
+"""MoVQ of standardised latents: what an export needs whose U-Net models (z - mean) / std.
+
+diffusers hands the U-Net's latents to MoVQ as they are. MoVQ reads and writes them through 1x1 convolutions alone, so
+that the statistics go into these, without loss but for rounding.
+
+Folders of diffusers' Kandinsky 2.1 and 2.2, as their pipelines lie on disk, read without diffusers.
 
 A system is `prior/` and `decoder/`; one such pipeline's folder, or a network's own, does for the parts that it holds.
 """
@@ -8,11 +13,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights import store
-from open_kandinsky.weights.diffusers import clip, config, keys, multilingual, scheduler
+from open_kandinsky.weights.diffusers import clip, config, keys, scheduler
 from open_kandinsky.weights.keymap import KeyMap, Rules, State
 from open_kandinsky.weights.part import Part, Picked
+
+
+def standardised(movq: State, mean: Tensor, std: Tensor) -> dict[str, Tensor]:
+    """Weights of the MoVQ whose latent is (z - mean) / std where the given one's is z."""
+    if not bool(mean.any()) and bool((std == 1).all()):
+        return dict(movq)
+    mean, std = mean.double(), std.double()
+    made = {}
+    for module in readers(movq):
+        weight, bias = (movq[f"{module}.{leaf}"].double() for leaf in ("weight", "bias"))
+        made[f"{module}.bias"] = bias + weight[:, :, 0, 0] @ mean
+        made[f"{module}.weight"] = weight * std[:, None, None]
+    made["quant.weight"] = movq["quant.weight"].double() / std[:, None, None, None]
+    made["quant.bias"] = (movq["quant.bias"].double() - mean) / std
+    made["codebook.embedding.weight"] = (movq["codebook.embedding.weight"].double() - mean) / std
+    return {**movq, **{key: x.to(movq[key].dtype) for key, x in made.items()}}
+
+
+def readers(movq: State) -> list[str]:
+    """The convolutions that z goes into."""
+    spatial = [key.removesuffix(".weight") for key in movq if key.endswith((".scale.weight", ".shift.weight"))]
+    return ["post_quant", *spatial]
+
+
+def identity(decoder: State) -> dict[str, Tensor]:
+    """The U-Net's weights without its statistics, which are MoVQ's now."""
+    zero, one = torch.zeros_like(decoder["standardise.mean"]), torch.ones_like(decoder["standardise.std"])
+    return {**decoder, "standardise.mean": zero, "standardise.std": one}
+
 
 # Where a part is looked for below a folder: of a system, of a pipeline, its own.
 HOMES = {
@@ -89,7 +126,7 @@ def towers(place: Path) -> Part | None:
 
     def read(like: State) -> Picked:
         theirs = {key: tensor for file in files for key, tensor in store.read_any(file).items()}
-        return clip.joined(rules, like, theirs, logit_scale)
+        return clip.clip_weights(rules, like, theirs, logit_scale)
 
     return Part(place, tuple(files), {"dims": dims, "stage": {"network": network}}, read)
 
@@ -100,12 +137,12 @@ def text(place: Path) -> Part | None:
     if "numDims" not in cfg:
         return None
     beside = place.parent / "tokenizer"
-    network = multilingual.network(cfg, str(beside if beside.is_dir() else place))
+    network = clip.network(cfg, str(beside if beside.is_dir() else place))
     dims = {"decoder_text_width": network["transformer"]["hidden_size"], "decoder_text": network["dim"]}
     files = weights_of(place)
 
     def read(like: State) -> Picked:
-        return multilingual.joined(like, {k: v for file in files for k, v in store.read_any(file).items()})
+        return clip.multilingual_weights(like, {k: v for file in files for k, v in store.read_any(file).items()})
 
     return Part(place, tuple(files), {"dims": dims, "stage": {"network": network}}, read)
 

@@ -1,9 +1,15 @@
-"""A folder of original 2.1 files, or one of them: what each is called, and how its part was trained.
+"""What a network was built with, read off the names and shapes of its weights: the original files hold nothing else.
+
+What else lies in a checkpoint of MoVQGAN's training: averaged copies of the autoencoder, and its critics.
+
+A folder of original 2.1 files, or one of them: what each is called, and how its part was trained.
 
 prior_fp16.ckpt with ViT-L-14_stats.th, decoder_fp16.ckpt or inpainting_fp16.ckpt, movq_final.ckpt, text_encoder/.
 Their CLIP is OpenAI's, which they do not hold: `clip/`, a folder of transformers' CLIPModel, stands beside them.
 """
 
+import re
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,9 +20,129 @@ import torch
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights import store
 from open_kandinsky.weights.diffusers import folder as hugging
-from open_kandinsky.weights.kandinsky21 import keys, movqgan, structure
+from open_kandinsky.weights.kandinsky21 import keys
 from open_kandinsky.weights.keymap import KeyMap, Rules, State
 from open_kandinsky.weights.part import Part, Picked
+
+HEAD_CHANNELS = 64  # of each attention of 2.1's prior and U-Net: shapes do not tell
+NETWORKS = "open_kandinsky.networks"
+
+
+def prior_config(theirs: State) -> dict[str, Any]:
+    width, text_width = theirs["model.text_enc_proj.weight"].shape
+    return {
+        "_target_": f"{NETWORKS}.prior.DiffusionPrior",
+        "image_dim": theirs["model.out_proj.weight"].shape[0],
+        "text_dim": theirs["model.text_emb_proj.weight"].shape[1],
+        "text_width": text_width,
+        "text_length": theirs["model.positional_embedding"].shape[1] - 4,
+        "width": width,
+        "layers": count(theirs, r"model\.transformer\.resblocks\.(\d+)\."),
+        "heads": width // HEAD_CHANNELS,
+    }
+
+
+def unet_config(theirs: State) -> dict[str, Any]:
+    """A level takes blocks + 1 places on both ways; each but the last one ends its way up with a doubling."""
+    channels, in_channels = theirs["input_blocks.0.0.weight"].shape[:2]
+    places = count(theirs, r"output_blocks\.(\d+)\.")
+    doublings = count(theirs, r"output_blocks\.(\d+)\.[12]\.in_layers\.0\.weight")
+    levels = doublings + 1
+    blocks = places // levels - 1
+    firsts = [1 + level * (blocks + 1) for level in range(levels)]
+    widths = [theirs[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] for i in firsts]
+    context, text_width = theirs["to_model_dim_n.weight"].shape
+    emb, text_dim = theirs["proj_n.weight"].shape
+    condition = {
+        "_target_": f"{NETWORKS}.condition.TextImageCondition",
+        "image_dim": theirs["img_layer.weight"].shape[1],
+        "text_width": text_width,
+        "text_dim": text_dim,
+        "image_tokens": theirs["clip_to_seq.weight"].shape[0] // context,
+        "context": context,
+        "emb": emb,
+    }
+    return {
+        "_target_": f"{NETWORKS}.unet.UNet",
+        "condition": condition,
+        "in_channels": in_channels,
+        "out_channels": theirs["out.2.weight"].shape[0],
+        "latent_channels": theirs["out.2.weight"].shape[0] // 2,
+        "channels": channels,
+        "multipliers": [width // channels for width in widths],
+        "blocks": blocks,
+        "attention_levels": [level for level, i in enumerate(firsts) if f"input_blocks.{i}.1.qkv.weight" in theirs],
+        "head_channels": HEAD_CHANNELS,
+        "context": context,
+        "emb": emb,
+    }
+
+
+def movq_config(theirs: State) -> dict[str, Any]:
+    channels = theirs["encoder.conv_in.weight"].shape[0]
+    levels = range(count(theirs, r"encoder\.down\.(\d+)\."))
+    codes, latent_channels = theirs["quantize.embedding.weight"].shape
+    widths = [theirs[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in levels]
+    return {
+        "_target_": f"{NETWORKS}.movq.MoVQ",
+        "channels": channels,
+        "multipliers": [width // channels for width in widths],
+        "blocks": count(theirs, r"encoder\.down\.0\.block\.(\d+)\."),
+        "attention_levels": [i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in theirs],
+        "latent_channels": latent_channels,
+        "codes": codes,
+        "beta": 0.25,
+        "quantise_latents": False,
+    }
+
+
+def count(theirs: State, pattern: str) -> int:
+    """How many numbers the pattern's group has among the names."""
+    return len({found[1] for key in theirs if (found := re.match(pattern, key))})
+
+
+MODULES = ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv")  # each with an average of its own
+AVERAGES = tuple(f"ema_{module}." for module in MODULES)
+CRITICS = "loss."  # the discriminator and LPIPS
+COUNTS = ("decay", "num_updates")  # an average's own two numbers
+
+
+def raw(checkpoint: State) -> Picked:
+    """The weights as they were last; neither critics nor averages."""
+    named = {key: _left(key) for key in checkpoint}
+    state = {key: checkpoint[key] for key, left in named.items() if left is None}
+    return Picked(state, dict(Counter(left for left in named.values() if left is not None)))
+
+
+def ema(checkpoint: State) -> Picked:
+    """The averaged weights, by the names of the others: an average's names are those without their dots.
+
+    ValueError where there is no average, or not one of each weight.
+    """
+    if not any(key.startswith(AVERAGES) for key in checkpoint):
+        raise UserError("weights_of=ema, but these hold no ema_encoder, ema_decoder, ...: take weights_of=raw")
+    last, dropped = raw(checkpoint)
+    averages = {key: average_of(key) for key in last}
+    if missing := [name for name in averages.values() if name not in checkpoint]:
+        raise UserError(f"{len(missing)} averaged weights are missing, {missing[0]!r} among them; take weights_of=raw")
+    spare = set(dropped) & set(AVERAGES)
+    counts = {f"{name}{count}" for name in spare for count in COUNTS}
+    if left := [k for k in checkpoint if k.startswith(AVERAGES) and k not in counts and k not in averages.values()]:
+        raise UserError(f"{len(left)} averaged weights are of no weight, {left[0]!r} among them")
+    told = {name: count for name, count in dropped.items() if name not in spare} | {"not averaged": len(last)}
+    return Picked({key: checkpoint[name] for key, name in averages.items()}, told)
+
+
+def average_of(key: str) -> str:
+    """`encoder.conv_in.weight` is averaged in `ema_encoder.conv_inweight`."""
+    module, _, name = key.partition(".")
+    return f"ema_{module}.{name.replace('.', '')}"
+
+
+def _left(key: str) -> str | None:
+    """The name under which a key is dropped; None for one of the autoencoder's."""
+    return next((prefix for prefix in (CRITICS, *AVERAGES) if key.startswith(prefix)), None)
+
 
 FILES = {
     "prior": "prior_fp16.ckpt",
@@ -35,7 +161,7 @@ LEARNED_RANGE = {"_target_": f"{DIFFUSION}.parameterisation.LearnedRange", "mean
 Pick = Callable[[State], Picked]  # of a checkpoint's tensors, those of the network
 
 
-def find(part: str, folder: Path, pick: Pick = movqgan.raw) -> Part | None:
+def find(part: str, folder: Path, pick: Pick = raw) -> Part | None:
     """The part in `folder`, or in the file that `folder` names; None where there is none.
 
     ValueError where it is damaged or another network's. `pick` is asked for MoVQ's weights only.
@@ -50,13 +176,13 @@ def find(part: str, folder: Path, pick: Pick = movqgan.raw) -> Part | None:
 
 def prior(path: Path) -> Part:
     statistics = path.parent / STATISTICS
-    network = understood(path, structure.prior)
+    network = understood(path, "prior", prior_config)
     dims = {
         "clip": network["image_dim"],
         "clip_text_width": network["text_width"],
         "text_length": network["text_length"],
     }
-    rules = keys.prior(layers=network["layers"], head_channels=structure.HEAD_CHANNELS)
+    rules = keys.prior(layers=network["layers"], head_channels=HEAD_CHANNELS)
     stage = {"network": network, "alpha_bar": COSINE, "parameterisation": X0}
 
     def read(like: State) -> Picked:
@@ -66,7 +192,7 @@ def prior(path: Path) -> Part:
 
 
 def decoder(path: Path) -> Part:
-    network = understood(path, structure.unet)
+    network = understood(path, "unet", unet_config)
     condition = network["condition"]
     dims = {
         "clip": condition["image_dim"],
@@ -76,13 +202,13 @@ def decoder(path: Path) -> Part:
     dims |= {"decoder_text_width": condition["text_width"], "decoder_text": condition["text_dim"]}
     dims |= {"image_size": IMAGE_SIZE}
     levels = {"levels": len(network["multipliers"]), "attention_levels": network["attention_levels"]}
-    rules = keys.unet(**levels, blocks=network["blocks"], head_channels=structure.HEAD_CHANNELS)
+    rules = keys.unet(**levels, blocks=network["blocks"], head_channels=HEAD_CHANNELS)
     stage = {"network": network, "alpha_bar": LINEAR, "parameterisation": LEARNED_RANGE}
     return Part(path.parent, (path,), {"dims": dims, "stage": stage, "sampling": {}}, renamed(path, rules))
 
 
 def movq(path: Path, pick: Pick) -> Part:
-    network = understood(path, structure.movq)
+    network = understood(path, "movq", movq_config)
     dims = {"latent_channels": network["latent_channels"], "quantise_latents": network["quantise_latents"]}
     levels = {"levels": len(network["multipliers"]), "attention_levels": network["attention_levels"]}
     rules = keys.movq(**levels, blocks=network["blocks"])
@@ -98,14 +224,14 @@ def renamed(path: Path, rules: Rules) -> Callable[[State], Picked]:
     return lambda like: Picked(KeyMap(rules, like).to_ours(store.read_any(path)), {})
 
 
-def understood(path: Path, read: Callable[[State], dict[str, Any]]) -> dict[str, Any]:
+def understood(path: Path, name: str, read: Callable[[State], dict[str, Any]]) -> dict[str, Any]:
     """A checkpoint's structure. ValueError where a tensor that tells it is not there, or is of no such shape."""
     state = store.read_any(path)
     try:
         return read(state)
     except (KeyError, ValueError, ZeroDivisionError, IndexError) as error:
         near = ", ".join(sorted(state)[:3])
-        raise UserError(f"{path}: not the {read.__name__} of Kandinsky 2.1: {error}; it begins with {near}") from error
+        raise UserError(f"{path}: not the {name} of Kandinsky 2.1: {error}; it begins with {near}") from error
 
 
 def read_statistics(path: Path) -> dict[str, torch.Tensor]:

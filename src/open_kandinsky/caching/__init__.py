@@ -1,1 +1,0 @@
-"""Shards of images and captions into shards of a cache: what `precompute` does, by any number of processes."""

@@ -1,1 +1,0 @@
-"""How fast a training goes, and what it waits for."""

@@ -1,0 +1,201 @@
+"""Several jobs of one command: which they are, and what is left of a search over values that was stopped."""
+
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from open_kandinsky.core import files
+from open_kandinsky.core.errors import UserError
+from open_kandinsky.core.failures import REFUSED
+from open_kandinsky.core.secrets import masked
+
+FAILED = "failed.txt"  # in a sweep's folder: a line for each job that did
+SWEEPERS, LAUNCHERS = ("sweep", "hydra/sweeper"), ("launcher", "hydra/launcher")
+
+
+def jobs(parsed: Sequence[Override]) -> Iterator[list[str]]:
+    """The overrides of each job of a sweep; of a search, whose jobs nobody knows yet, those of one."""
+    if is_search(parsed) or any(o.is_sweep_override() and not o.is_discrete_sweep() for o in parsed):
+        yield [f"{o.get_key_element()}={first(o)}" if o.is_sweep_override() else str(o.input_line) for o in parsed]
+        return
+    for batch in BasicSweeper.split_arguments(list(parsed), max_batch_size=None):
+        yield from batch
+
+
+def first(swept: Override) -> str:
+    value: Any = swept.value()
+    return str(value.start) if swept.is_interval_sweep() else next(iter(swept.sweep_string_iterator()))
+
+
+def is_search(parsed: Sequence[Override]) -> bool:
+    """Whether a sweeper was chosen that finds the values itself."""
+    return any(o.key_or_group in SWEEPERS and o.value() not in ("grid", "basic") for o in parsed)
+
+
+def refuse_one_job(parsed: Sequence[Override]) -> None:
+    """ValueError where a launcher or a sweeper is chosen for a job that neither would ever see."""
+    for o in parsed:
+        if o.key_or_group in SWEEPERS + LAUNCHERS and o.value() is not None:
+            raise UserError(f"{o.input_line!r} starts jobs of their own: add -m")
+
+
+def refuse_one_folder(parsed: Sequence[Override]) -> None:
+    """ValueError where several jobs would all train in one folder."""
+    if not is_search(parsed) and not any(o.is_sweep_override() for o in parsed):
+        return
+    for o in parsed:
+        if o.key_or_group == "run_dir" and not o.is_sweep_override() and "${" not in str(o.input_line):
+            raise UserError(
+                f"{o.input_line} is one folder for several jobs: leave it out, and each has one of its own, or name it "
+                "by the job, as in 'run_dir=runs/prior/${hydra:job.num}'"
+            )
+
+
+def is_sweep() -> bool:
+    """Whether Hydra runs this process's job as one of several."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def number() -> str:
+    """What a job of a sweep adds to the name of its folder; nothing where there is one job."""
+    if not is_sweep() or OmegaConf.is_missing(HydraConfig.get().job, "num"):
+        return ""
+    return f"_{HydraConfig.get().job.num}"
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """A job of a sweep that a person's mistake ends leaves a note, and the others go on."""
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code != REFUSED or not is_sweep():
+            raise
+        own = HydraConfig.get()
+        with open(Path(own.sweep.dir) / FAILED, "a", encoding="utf-8") as file:
+            file.write(f"job {own.job.num} failed: {' '.join(stop.__notes__)}\n")
+
+
+OmegaConf.register_new_resolver("of_sweep", number, replace=True)
+
+
+class JobResult(NamedTuple):
+    """Of a job that ended in this process."""
+
+    value: float
+    values: str
+    folder: str
+
+
+class Teller(Callback):
+    """Says which jobs a sweep has, and which of them was the best. Hydra finds it by conf/quiet.yaml."""
+
+    def __init__(self) -> None:
+        self.swept: set[str] = set()
+        self.results: list[JobResult] = []
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        typed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        self.swept = {o.get_key_element() for o in typed if o.is_sweep_override()}
+        (Path(config.hydra.sweep.dir) / FAILED).unlink(missing_ok=True)
+        if logs := config.hydra.launcher.get("submitit_folder"):
+            print(f"each job in a process of its own; what it prints: {logs}", flush=True)
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        hide(Path(config.hydra.sweep.dir) / "multirun.yaml")
+        if config.hydra.mode is RunMode.MULTIRUN:
+            print(f"job {HydraConfig.get().job.num}: {self.values(config)}", flush=True)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        if isinstance(value := job_return._return_value, float):
+            self.results.append(JobResult(value, self.values(config), str((job_return.cfg or {}).get("run_dir", ""))))
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Of a search, also over the trials of before it was stopped. Exit code 2 where jobs failed."""
+        hide(Path(config.hydra.sweep.dir) / "multirun.yaml")
+        if told := searched(config) or self.best(config):
+            print(told, flush=True)
+        if (failed := Path(config.hydra.sweep.dir) / FAILED).is_file():
+            print(failed.read_text(encoding="utf-8"), file=sys.stderr, end="", flush=True)
+            raise SystemExit(REFUSED)
+
+    def values(self, config: DictConfig) -> str:
+        """What is this job's own of what was typed."""
+        typed = list(config.hydra.overrides.task)
+        return ", ".join(one for one in typed if one.partition("=")[0] in self.swept) or ", ".join(typed) or "as it is"
+
+    def best(self, config: DictConfig) -> str | None:
+        if not self.results:
+            return None
+        choose = max if config.hydra.sweeper.get("direction") == "maximize" else min
+        found = choose(self.results)
+        where = f" in {found.folder}" if found.folder else ""
+        return f"best of {len(self.results)}: {config.objective} {found.value:.4g} with {found.values}{where}"
+
+
+def hide(file: Path) -> None:
+    """Passwords in what Hydra writes down of a sweep."""
+    if file.is_file() and (text := file.read_text(encoding="utf-8")) != (hidden := masked(text)):
+        files.write(file, hidden)
+
+
+def searched(config: DictConfig) -> str | None:
+    """The best trial, as the sweeper wrote it down."""
+    file = Path(config.hydra.sweep.dir) / "optimization_results.yaml"
+    if "study_name" not in config.hydra.sweeper or not file.is_file():
+        return None
+    found: Any = OmegaConf.load(file)
+    values = ", ".join(f"{key}={value}" for key, value in found.best_params.items())
+    return f"best trial: {config.objective} {found.best_value:.4g} with {values}; all of them: {config.hydra.sweep.dir}"
+
+
+def to_go(name: str, storage: str, trials: int) -> tuple[int, int]:
+    """How many of `trials` are left to run, and how many the study has seen; trials that were killed are queued again.
+
+    `storage` is a database's address as SQLAlchemy writes it; the folder of an SQLite file is made. One process
+    searches at a time: a trial that is under way is taken for a killed one.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    Path(storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:  # the first time
+        return trials, 0
+    except AssertionError as error:  # what the optuna that the sweeper needs does with a newer SQLAlchemy
+        raise UserError("sweep=optuna does not work with this SQLAlchemy: pip install 'sqlalchemy<2'") from error
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        queue_again(study, trial)
+    seen = study.get_trials()
+    return max(trials - len(over(seen)), 0), len(seen)
+
+
+def queue_again(study: Any, trial: Any) -> None:
+    """Its folder is named after its values, so that it goes on from its last checkpoint."""
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.trial import TrialState
+
+    study.tell(trial.number, state=TrialState.FAIL)
+    if trial.params:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.enqueue_trial(trial.params)
+
+
+def over(trials: Iterable[Any]) -> set[str]:
+    """The values of the trials that have ended, by themselves, and are not queued again."""
+    waiting = {repr(t.system_attrs["fixed_params"]) for t in trials if t.state.name == "WAITING"}
+    return {repr(t.params) for t in trials if t.state.is_finished()} - waiting - {"{}"}

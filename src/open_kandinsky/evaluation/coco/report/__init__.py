@@ -1,1 +1,0 @@
-"""What a COCO evaluation leaves: files for programs, pages for people, and Weights & Biases."""

@@ -1,1 +1,0 @@
-"""How pictures become numbers: the evaluators' networks, their features on a disk, and scores of those."""

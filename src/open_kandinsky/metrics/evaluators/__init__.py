@@ -1,1 +1,0 @@
-"""The networks whose features and distances are scored: frozen, and built from weights that somebody published."""

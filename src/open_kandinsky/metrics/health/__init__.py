@@ -1,1 +1,0 @@
-"""What tells whether a training goes well, beside its loss."""

@@ -1,1 +1,0 @@
-"""A run of training: its folder, how its processes find each other, and what it begins with."""
