@@ -86,7 +86,7 @@ def ways(root: Path) -> Iterator[tuple[str, int]]:
 
     world = toy_world(size=32)
     write_shapes(root / "shapes", world=world, seed=0, images=24, val_images=8, per_shard=24)
-    write_coco(root / "coco", world=world, images=8, seed=0)
+    write_coco(root / "coco", world=world, images=40, seed=0)
     for part in PARTS:
         untrained(part, root)
     one = ["trainer.max_steps=1", "data.val_urls=null", "data.in_memory=false", "data.workers=0"]
