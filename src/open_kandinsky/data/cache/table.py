@@ -46,8 +46,8 @@ def read_table(
 
     Raises ValueError where there is none, and where their shapes differ.
     """
-    once = SequentialReader(shards=shards, prepare=Grouped(prepare), batch_size=READ_BATCH, seed=seed)
-    read = list(SequentialLoader(once=once, workers=workers, max_bad_share=max_bad_share, process=0, processes=1))
+    reader = SequentialReader(shards=shards, prepare=Grouped(prepare), batch_size=READ_BATCH, seed=seed)
+    read = list(SequentialLoader(reader=reader, workers=workers, max_bad_share=max_bad_share, rank=0, processes=1))
     if not read:
         urls = shards.index.urls
         raise UserError(f"no sample in {len(urls)} shard(s), the first is {urls[0]!r}: are they img2dataset's?")
