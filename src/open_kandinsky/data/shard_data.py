@@ -21,6 +21,7 @@ from open_kandinsky.data.stream.loader import (
     Streaming,
     StreamLoader,
     StreamSource,
+    sequential_loader,
 )
 from open_kandinsky.data.tar.index import ShardIndex
 from open_kandinsky.data.tar.opening import shard_urls
@@ -166,6 +167,4 @@ class ShardData(ResumableData):
         shards, (rank, processes) = self.tars(self.val_shards), rank_and_world_size()
         reader = SequentialReader(shards=shards, prepare=self.prepare, batch_size=self.batch_size, seed=self.seed)
         share = self.max_bad_share
-        return SequentialLoader(
-            reader=reader, workers=self.workers, max_bad_share=share, rank=rank, processes=processes
-        )
+        return sequential_loader(reader, workers=self.workers, max_bad_share=share, rank=rank, processes=processes)

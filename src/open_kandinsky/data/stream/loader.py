@@ -145,17 +145,13 @@ class ReaderDataset(IterableDataset):
 
 
 class SequentialLoader:
-    """One process's batches of a `SequentialReader`, the same in each pass.
+    """The batches of a dataset that ends, and whose workers yield their statistics as last item.
 
     Samples that could not be used are logged at the end. Raises UserError where their share passes `max_bad_share`.
     """
 
-    def __init__(
-        self, *, reader: SequentialReader, workers: int, max_bad_share: float, rank: int, processes: int
-    ) -> None:
-        self.max_bad_share = max_bad_share
-        self.workers = min(workers, sum(reader.shards.counts))
-        self.dataset = ReaderDataset(reader, rank=rank, processes=processes)
+    def __init__(self, dataset: IterableDataset, *, workers: int, max_bad_share: float) -> None:
+        self.dataset, self.workers, self.max_bad_share = dataset, workers, max_bad_share
 
     def __iter__(self) -> Iterator[Batch]:
         stats = []
@@ -168,6 +164,16 @@ class SequentialLoader:
         total.check()
         if not total.clean:
             log.warning(total.report())
+
+
+def sequential_loader(
+    reader: SequentialReader, *, workers: int, max_bad_share: float, rank: int, processes: int
+) -> SequentialLoader:
+    """One process's batches of a `SequentialReader`, the same in each pass."""
+    workers = min(workers, sum(reader.shards.counts))
+    return SequentialLoader(
+        ReaderDataset(reader, rank=rank, processes=processes), workers=workers, max_bad_share=max_bad_share
+    )
 
 
 class StreamDataset(IterableDataset):
