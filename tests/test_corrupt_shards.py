@@ -15,7 +15,7 @@ from open_kandinsky.data.pairs import AspectBuckets, Captions, Filters, Pairs
 from open_kandinsky.data.tar import opening, reader
 from open_kandinsky.data.tar.index import Indexer, ShardIndex
 from open_kandinsky.data.tar.reader import CUT, GONE, TarShards
-from open_kandinsky.data.tar.sample import BROKEN, MISSING, NoSidecars, ParquetSidecars, beside
+from open_kandinsky.data.tar.sample import BROKEN, MISSING, NoSidecars, ParquetSidecars, parquet_of
 from open_kandinsky.data.tar.stats import SampleStats
 from open_kandinsky.data.transforms import Pixels
 
@@ -33,7 +33,7 @@ CORRUPT = [  # 5 %: two in each shard
 
 
 def write_sidecar(shard, **columns):
-    parquet.write_table(pyarrow.table(columns), beside(str(shard)))
+    parquet.write_table(pyarrow.table(columns), parquet_of(str(shard)))
 
 
 @pytest.fixture

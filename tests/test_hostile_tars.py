@@ -18,7 +18,7 @@ from open_kandinsky.config import compose
 from open_kandinsky.core.failures import message
 from open_kandinsky.data.tar import reader
 from open_kandinsky.data.tar.index import ShardIndex
-from open_kandinsky.data.tar.reading import raw_samples, read_samples
+from open_kandinsky.data.tar.reader import raw_samples, read_samples
 from open_kandinsky.data.tar.sample import NoSidecars
 from open_kandinsky.data.tar.stats import SampleStats
 from open_kandinsky.precompute import precompute

@@ -15,8 +15,7 @@ from makers.web import serving
 from open_kandinsky.data.tar import opening, reader
 from open_kandinsky.data.tar.index import Indexer
 from open_kandinsky.data.tar.opening import open_url, shard_urls
-from open_kandinsky.data.tar.reader import TarShards
-from open_kandinsky.data.tar.reading import read_samples
+from open_kandinsky.data.tar.reader import TarShards, read_samples
 from open_kandinsky.data.tar.sample import NoSidecars
 from open_kandinsky.data.tar.stats import SampleStats
 
@@ -132,7 +131,7 @@ def test_no_credentials(monkeypatch):
         raise NoCredentialsError("Unable to locate credentials")
 
     with pytest.raises(PermissionError, match="Unable to locate.*credentials that may read it.*s3://b/x"):
-        opening.patiently(ask, "s3://b/x")
+        opening.retry(ask, "s3://b/x")
 
 
 # --- addresses ---

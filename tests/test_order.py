@@ -2,9 +2,8 @@
 
 import pytest
 
-from open_kandinsky.data import order
-from open_kandinsky.data.memory import MemoryLoader, Table
-from open_kandinsky.data.order import DistinctOrder, ShuffledOrder
+from open_kandinsky.data import memory
+from open_kandinsky.data.memory import DistinctOrder, MemoryLoader, ShuffledOrder, Table
 
 ROWS = 47
 
@@ -12,8 +11,8 @@ ROWS = 47
 def loaders(monkeypatch, processes, make):
     """One of each process; `make` builds its order."""
     for rank in range(processes):
-        monkeypatch.setattr(order, "rank_and_world_size", lambda rank=rank: (rank, processes))
-        monkeypatch.setattr(order, "world_size", lambda: processes)
+        monkeypatch.setattr(memory, "rank_and_world_size", lambda rank=rank: (rank, processes))
+        monkeypatch.setattr(memory, "world_size", lambda: processes)
         table = Table({}, [""] * ROWS, [str(row) for row in range(ROWS)])
         yield MemoryLoader(table=table, order=make(), trained=lambda: None)
 
@@ -24,10 +23,10 @@ def drawn(monkeypatch, processes, make, steps, saved=None):
     for loader in loaders(monkeypatch, processes, make):
         if saved is not None:
             loader.load_state_dict(saved)
-        for step, batch in enumerate(loader.passes.walk(loader.run(loader.passes.last()))):
+        for step, batch in enumerate(loader.epochs.iterate(loader.endless(loader.epochs.last_fetched()))):
             if step == steps:
                 break
-            seen += [(int(key), loader.passes.last().epoch) for key in batch["key"]]
+            seen += [(int(key), loader.epochs.last_fetched().epoch) for key in batch["key"]]
             state = loader.state_dict()
     return seen, state
 

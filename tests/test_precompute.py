@@ -22,7 +22,7 @@ from open_kandinsky.data.cache.folder import read_manifest, read_null
 from open_kandinsky.data.cache.rows import before, padded
 from open_kandinsky.data.cache.shard import read_about, read_shard
 from open_kandinsky.data.cached_data import CachedData
-from open_kandinsky.data.tar.reading import read_samples
+from open_kandinsky.data.tar.reader import read_samples
 from open_kandinsky.data.tar.stats import SampleStats
 from open_kandinsky.data.transforms import ClipPixels, Pixels
 from open_kandinsky.loading import find, network, trained

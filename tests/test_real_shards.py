@@ -11,7 +11,7 @@ from makers.system import config
 from PIL import Image
 from safetensors.torch import load_file
 
-from open_kandinsky.data.tar.reading import read_samples
+from open_kandinsky.data.tar.reader import read_samples
 from open_kandinsky.data.tar.stats import SampleStats
 from open_kandinsky.train import train
 

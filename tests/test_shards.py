@@ -15,7 +15,8 @@ from makers.shards import data, picture, sample, write_folder, write_tar
 
 from open_kandinsky.data.shard_data import ShardData
 from open_kandinsky.data.tar.opening import shard_urls
-from open_kandinsky.data.tar.reading import SampleStats, read_samples
+from open_kandinsky.data.tar.reader import read_samples
+from open_kandinsky.data.tar.stats import SampleStats
 
 
 def read(urls, max_bad_share=1.0):

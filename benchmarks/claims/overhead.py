@@ -33,8 +33,7 @@ from open_kandinsky.data.cache.rows import (
     rows_of,  # noqa: E402
 )
 from open_kandinsky.data.cache.shard import write_shard  # noqa: E402
-from open_kandinsky.data.memory import MemoryLoader  # noqa: E402
-from open_kandinsky.data.order import FixedOrder  # noqa: E402
+from open_kandinsky.data.memory import FixedOrder, MemoryLoader  # noqa: E402
 from open_kandinsky.train import hush, make  # noqa: E402
 
 ROWS, STEPS = 512, 5  # of the set; of a turn

@@ -1,12 +1,12 @@
-"""Images and captions into shards of latents and embeddings, which prior and decoder train from.
+"""Encode images and captions into shards of latents and embeddings, from which prior and decoder train.
 
 open-kandinsky precompute urls=/data/pairs out=/data/cache clip=runs/clip movq=runs/movq
 open-kandinsky precompute urls=/data out=/cache clip=kandinsky-2-1 movq=kandinsky-2-1 image_size=256
 open-kandinsky precompute urls=/data/pairs out=/data/cache clip=runs/clip movq=runs/movq check=100
 
-One safetensors shard for each tar, each written whole or not at all. Any number of processes with the same words share
-the work through the folder (torchrun, a SLURM array, a second terminal), and a run that was stopped goes on where it
-stopped. What was made of other tars, encoders or sizes is refused by name.
+One safetensors shard for each tar, complete or absent. Any number of processes with the same command share the work
+through the folder (torchrun, a SLURM array, a second terminal), and a run that was stopped goes on where it stopped.
+Shards that were made of other tars, encoders or sizes are refused by name.
 """
 
 import hashlib
@@ -51,13 +51,14 @@ CHOICES = {"latents": ("float16", "float32"), "precision": ("float32", "bfloat16
 
 
 def precompute(cfg: DictConfig) -> Path:
-    """Make what is not there yet, beside any others who do; returns the folder.
+    """Make the shards that are missing, together with other processes; returns the folder.
 
-    ValueError where the folder holds what other encoders, sizes or tars made, or too many samples are bad.
+    Raises UserError where the folder has shards of other encoders, sizes or tars, and for too many bad samples.
     """
     check_choices(cfg)
     take_device(cfg.device)
-    out, given = Path(cfg.out), inputs(shard_urls(urls_of(cfg), allow_pipe=cfg.allow_pipe))
+    out, urls = Path(cfg.out), cfg.urls if isinstance(cfg.urls, str) else [str(url) for url in cfg.urls]
+    tars = inputs(shard_urls(urls, allow_pipe=cfg.allow_pipe))
     parts = {name: loading.part(name, {name: cfg[name]}) for name in ENCODERS if cfg[name] is not None}
     size = image_size(cfg.image_size, parts.get("movq"))
     recipe = recipe_of(cfg, parts, size)
@@ -65,54 +66,54 @@ def precompute(cfg: DictConfig) -> Path:
         partial(encoders, cfg, parts, size), batch_size=cfg.batch_size, workers=cfg.workers, largest=cfg.max_member_mb
     )
     if cfg.check is not None:
-        check(cfg, out, given, survey(out, given, recipe), maker)
+        check(cfg, out, tars, survey(out, tars, recipe), maker)
         return out
     files.remove_leftovers(out)
     begin(out, recipe)
-    survey(out, given, recipe).refuse_stale()
-    make(cfg, out, given, recipe, maker)
+    survey(out, tars, recipe).refuse_stale()
+    make(cfg, out, tars, recipe, maker)
     if maker.long:
         print(f"{maker.long} captions are longer than the text encoder reads: their ends are in no embedding")
-    finish(cfg, out, given, recipe)
+    finish(cfg, out, tars, recipe)
     return out
 
 
-def make(cfg: DictConfig, out: Path, given: Sequence[Input], recipe: Mapping[str, Any], maker: Maker) -> None:
-    """Every shard that nobody else makes; returns when all are there."""
-    judge = BadSampleLimit(out, given, max_bad_share=cfg.max_bad_share)
-    units = [NullUnit(out, maker), *(ShardUnit(one, out, recipe, maker, judge) for one in given)]
+def make(cfg: DictConfig, out: Path, tars: Sequence[Input], recipe: Mapping[str, Any], maker: Maker) -> None:
+    """Make every shard that no other process makes; returns when all are there."""
+    limit = BadSampleLimit(out, tars, max_bad_share=cfg.max_bad_share)
+    units = [NullUnit(out, maker), *(ShardUnit(one, out, recipe, maker, limit) for one in tars)]
     with tqdm(total=len(units), desc="shards", unit="shard") as bar:
         share(units, Leases(out / CLAIMS), seen=bar.update)
 
 
-def finish(cfg: DictConfig, out: Path, given: Sequence[Input], recipe: Mapping[str, Any]) -> None:
-    """Statistics and manifest, by whoever comes first; each process says what was skipped, and which are orphans."""
-    found = survey(out, given, recipe)
+def finish(cfg: DictConfig, out: Path, tars: Sequence[Input], recipe: Mapping[str, Any]) -> None:
+    """Statistics and manifest, by the first process; every process reports skipped samples and shards without a tar."""
+    found = survey(out, tars, recipe)
     found.refuse_stale()
-    total = BadSampleLimit(out, given, max_bad_share=cfg.max_bad_share).total
+    total = BadSampleLimit(out, tars, max_bad_share=cfg.max_bad_share).total
     total.check()
     facts = {**recipe, "source": secrets.masked(str(cfg.urls)), "skipped": {"seen": total.seen, "bad": total.bad}}
     shards = sorted(out / f"{name}.safetensors" for name in found.about)
     share([FinishUnit(out, facts, shards)], Leases(out / CLAIMS), seen=int)
-    for told in filter(None, (None if total.clean else total.report(), found.told_orphans())):
-        print(told)
+    for line in filter(None, (None if total.clean else total.report(), found.orphans_line())):
+        print(line)
 
 
-def check(cfg: DictConfig, out: Path, given: Sequence[Input], found: Survey, maker: Maker) -> None:
-    """Compare `cfg.check` samples with the encoders. ValueError that names whatever is not as it should be."""
+def check(cfg: DictConfig, out: Path, tars: Sequence[Input], found: Survey, maker: Maker) -> None:
+    """Compare `cfg.check` samples with the encoders. Raises UserError that names every difference."""
     read_manifest(out)
     counts = {name: about["images"] for name, about in found.about.items() if name not in found.stale}
-    by_name, told = {one.name: one for one in given}, problems(found)
+    by_name, lines = {one.name: one for one in tars}, problems(found)
     rows = chosen(counts, cfg.check)
-    for name, those in tqdm(rows.items(), desc="compared", unit="shard"):
-        told += differing(out / f"{name}.safetensors", by_name[name], those, maker, cfg.precision)
-    if told:
-        raise UserError(f"{str(out)!r} is not what precompute would make:\n  " + "\n  ".join(told))
+    for name, some in tqdm(rows.items(), desc="compared", unit="shard"):
+        lines += differing(out / f"{name}.safetensors", by_name[name], some, maker, cfg.precision)
+    if lines:
+        raise UserError(f"{str(out)!r} is not what precompute would make:\n  " + "\n  ".join(lines))
     print(f"compared {sum(map(len, rows.values()))} samples of {len(rows)} shards with the encoders: no difference")
 
 
 def check_choices(cfg: DictConfig) -> None:
-    """ValueError for what can be refused before anything is read."""
+    """Raises UserError for settings that can be refused before anything is read."""
     kept(cfg.text_states)
     for name, choices in CHOICES.items():
         if cfg[name] not in choices:
@@ -124,19 +125,15 @@ def check_choices(cfg: DictConfig) -> None:
         raise UserError("caption_places=[]: say where captions lie, as in caption_places=[txt]")
 
 
-def urls_of(cfg: DictConfig) -> str | list[str]:
-    return cfg.urls if isinstance(cfg.urls, str) else [str(url) for url in cfg.urls]
+def image_size(wanted: int | None, movq: Part | None) -> int | None:
+    """Pixels a side of the pictures that `movq` encodes: as many as in its training, or as many as `wanted`.
 
-
-def image_size(asked: int | None, movq: Part | None) -> int | None:
-    """Pixels a side of the pictures that `movq` encodes: those that its training saw, unless others are asked for.
-
-    ValueError where its weights do not say, or it cannot halve so many pixels as often as it does.
+    Raises UserError where its weights do not say, and for a size that it cannot halve as often as it does.
     """
     if movq is None:
         return None
     trained, halvings = movq.config["dims"].get("image_size"), len(movq.config["stage"]["network"]["multipliers"]) - 1
-    size = trained if asked is None else asked
+    size = trained if wanted is None else wanted
     if size is None:
         raise UserError(
             f"image_size is not given, and the autoencoder in {movq.folder} does not say what it was trained on: "
@@ -150,7 +147,7 @@ def image_size(asked: int | None, movq: Part | None) -> int | None:
 
 
 def recipe_of(cfg: DictConfig, parts: Mapping[str, Part], size: int | None) -> dict[str, Any]:
-    """All that decides what a tar becomes, but for the code's own format, and but for rounding in another batch."""
+    """Everything that decides the content of a shard, except its format and rounding in another batch size."""
     return {
         "encoders": {name: fingerprint(part) for name, part in parts.items()},
         "image_size": size,
@@ -163,7 +160,7 @@ def recipe_of(cfg: DictConfig, parts: Mapping[str, Part], size: int | None) -> d
 
 
 def fingerprint(part: Part) -> str:
-    """Of an encoder's weights, of its structure, and of its tokenizer where it has one."""
+    """A hash of an encoder's weights and structure, and of its tokenizer where it has one."""
     network = dict(part.config["stage"]["network"])
     tokenizer = network.pop("tokenizer", None)
     words = sorted(Path(tokenizer).iterdir()) if tokenizer else []
@@ -172,14 +169,14 @@ def fingerprint(part: Part) -> str:
 
 
 def encoders(cfg: DictConfig, parts: Mapping[str, Part], size: int | None) -> tuple[Encoders, PrepareInputs]:
-    """The networks, and what prepares pictures for them."""
-    made = {name: loading.network(part) for name, part in parts.items()}
-    clip, transforms = made["clip"], {"image_emb": ClipPixels(size=made["clip"].image_size[0])}
+    """The networks, and the preparation of samples for them."""
+    loaded = {name: loading.network(part) for name, part in parts.items()}
+    clip, transforms = loaded["clip"], {"image_emb": ClipPixels(size=loaded["clip"].image_size[0])}
     transforms |= {} if size is None else {"z": Pixels(size=size)}
     networks = Encoders(
         clip=clip,
-        movq=made.get("movq"),
-        text=made.get("text", clip),
+        movq=loaded.get("movq"),
+        text=loaded.get("text", clip),
         keep=kept(cfg.text_states),
         latents=store.DTYPES[cfg.latents],
         precision=store.DTYPES[cfg.precision],

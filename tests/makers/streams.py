@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from open_kandinsky.core.errors import BadSample
-from open_kandinsky.data.stream.layout import Layout, checkpoint, fresh, resumed
+from open_kandinsky.data.stream.layout import Layout, checkpoint, fresh, resume
 from open_kandinsky.data.stream.plan import Plan
 from open_kandinsky.data.stream.stream import Recipe, Stream
 
@@ -23,12 +23,12 @@ class NamedShards:
         self.counts, self.name, self.unreadable = counts, name, set(unreadable)
         self.asked = []
 
-    def read(self, shard, wanted, tally):
+    def read(self, shard, wanted, stats):
         self.asked.append((shard, list(wanted)))
         for position in wanted:
             key = f"{self.name}{shard}/{position}"
             if key in self.unreadable:
-                tally.add("unreadable", key=key, shard=f"{self.name}{shard}")
+                stats.add("unreadable", key=key, shard=f"{self.name}{shard}")
             else:
                 yield position, Named(key, f"{self.name}{shard}")
 
@@ -63,8 +63,8 @@ def recipe(sources, rows=None, *, streams=1, weights=None, batch_size=3, buffer=
         seed=seed,
         buffer=buffer,
         streams=streams,
-        begins=[0] * len(sources),
-        rest=[{} for _ in sources],
+        first_epochs=[0] * len(sources),
+        remaining=[{} for _ in sources],
     )
     return Recipe(
         plan=plan,
@@ -84,13 +84,13 @@ class Run:
         asked = make(streams=layout.streams)
         begun = [(asked.plan, fresh(asked.plan, layout.workers))] * layout.processes
         if saved is not None:
-            begun = [resumed(saved, asked.plan, layout, rank) for rank in range(layout.processes)]
+            begun = [resume(saved, asked.plan, layout, rank) for rank in range(layout.processes)]
         self.plan, self.progress = begun[0][0], [progress for _, progress in begun]
         self.recipe = Recipe(**{**vars(asked), "plan": self.plan})
         self.streams = [
             [
-                iter(Stream(self.recipe, number=rank * layout.workers + at, begin=place))
-                for at, place in enumerate(progress.places)
+                iter(Stream(self.recipe, number=rank * layout.workers + at, state=state))
+                for at, state in enumerate(progress.states)
             ]
             for rank, progress in enumerate(self.progress)
         ]
@@ -101,10 +101,10 @@ class Run:
 
     def draw(self, rank):
         progress = self.progress[rank]
-        turn = progress.drawn % self.layout.workers
+        turn = progress.batches % self.layout.workers
         made = next(self.streams[rank][turn])
-        places = [made.after if at == turn else place for at, place in enumerate(progress.places)]
-        self.progress[rank] = type(progress)(places=places, drawn=progress.drawn + 1)
+        states = [made.state if at == turn else state for at, state in enumerate(progress.states)]
+        self.progress[rank] = type(progress)(states=states, batches=progress.batches + 1)
         return made.batch["key"]
 
     def saved(self):

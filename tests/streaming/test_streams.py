@@ -9,10 +9,10 @@ import pytest
 import torch
 from makers.streams import Layout, NamedRows, NamedShards, Run, recipe
 
-from open_kandinsky.data.stream.layout import left
+from open_kandinsky.data.stream.layout import remaining_samples
 from open_kandinsky.data.stream.plan import SourcePosition, StreamState
 from open_kandinsky.data.stream.stream import Stream
-from open_kandinsky.data.stream.tallies import merge_stats
+from open_kandinsky.data.tar.stats import merge_stats
 
 LAYOUTS = [Layout(1, 1), Layout(1, 3), Layout(2, 2), Layout(3, 1), Layout(4, 3)]
 COUNTS = [5, 0, 7, 1, 12, 3]  # 28 samples, more streams than shards at times, and a shard without any
@@ -40,14 +40,14 @@ def test_each_epoch_has_every_sample_once(layout, batch_size, buffer):
     """The streams' own epochs together, whatever part of which batch they came in."""
     make = maker(batch_size=batch_size, buffer=buffer)(layout.streams)
     for epoch in range(3):
-        parts = [make.plan.share(0, epoch, stream) for stream in range(layout.streams)]
+        parts = [make.plan.assignment(0, epoch, stream) for stream in range(layout.streams)]
         sizes = [part.order.n for part in parts]
         assert sum(sizes) == 28 and max(sizes) - min(sizes) <= 1
     seen = []
     for number in range(layout.streams):
-        mine = sum(make.plan.share(0, epoch, number).order.n for epoch in range(3))
+        mine = sum(make.plan.assignment(0, epoch, number).order.n for epoch in range(3))
         begin = StreamState([SourcePosition(0)])
-        batches = islice(Stream(make, number=number, begin=begin), mine // batch_size + 1)
+        batches = islice(Stream(make, number=number, state=begin), mine // batch_size + 1)
         seen.append(flat(made.batch["key"] for made in batches)[:mine])
     assert Counter(flat(seen)) == dict.fromkeys(make.sources[0].keys(), 3)
 
@@ -108,8 +108,8 @@ def test_any_changes_of_processes_and_workers_lose_nothing(seed):
 
 def assert_once(run, seen, keys, missing):
     """What was seen and what the run says is left of each begun epoch make these epochs, exactly."""
-    places = [place for progress in run.progress for place in progress.places]
-    [begins], [rest] = left(run.plan, places)
+    states = [state for progress in run.progress for state in progress.states]
+    [begins], [rest] = remaining_samples(run.plan, states)
     to_come = [f"s{shard}/{at}" for some in rest.values() for shard, a, b in some.tolist() for at in range(a, b)]
     begun = Counter(dict.fromkeys(set(keys) - set(missing), begins + len(rest)))
     found = Counter(seen) + Counter(key for key in to_come if key not in missing)
@@ -178,7 +178,7 @@ def test_a_batch_is_of_one_bucket_and_what_waits_is_not_lost():
     run = Run(make, Layout(1, 2))
     batches = flat(run.step() for _ in range(37))
     assert all(len({NamedRows(buckets=5).bucket(type("E", (), {"key": k})) for k in keys}) == 1 for keys in batches)
-    assert any(place.waiting for place in run.progress[0].places)
+    assert any(state.waiting for state in run.progress[0].states)
     assert_once(run, flat(batches), NamedShards([40, 40]).keys(), ())
 
 
@@ -186,7 +186,7 @@ def test_a_smaller_batch_takes_what_waits():
     big, small = (maker([40, 40], rows=NamedRows(buckets=3), batch_size=size) for size in (8, 2))
     run = Run(big, Layout(1, 1))
     seen = flat(flat(run.step() for _ in range(5)))
-    assert len(run.progress[0].places[0].waiting) > 4
+    assert len(run.progress[0].states[0].waiting) > 4
     again = Run(small, Layout(1, 1), stored(run.saved()))
     seen += flat(flat(again.step() for _ in range(30)))
     assert_once(again, seen, NamedShards([40, 40]).keys(), ())
@@ -211,14 +211,14 @@ def test_sources_come_by_weight_each_with_epochs_of_its_own(layout):
 
 def spread_of(run, source):
     """By how many epochs the streams of a run are apart in a source."""
-    epochs = [place.places[source].epoch for progress in run.progress for place in progress.places]
+    epochs = [state.positions[source].epoch for progress in run.progress for state in progress.states]
     return max(epochs) - min(epochs)
 
 
 def test_a_source_of_fewer_samples_than_streams_reaches_all_of_them():
     make = sources_maker([1.0, 1.0, 1.0])(streams=7)
     for stream in range(7):
-        assert sum(make.plan.share(2, epoch, stream).order.n for epoch in range(7)) == 3
+        assert sum(make.plan.assignment(2, epoch, stream).order.n for epoch in range(7)) == 3
 
 
 def test_sources_are_resumed_too():
@@ -241,11 +241,11 @@ def test_an_epoch_is_counted_exactly(streams, error, reason):
     make = maker(unreadable=["s2/0", "s2/6", "s4/11"], rows=rows, batch_size=2)(streams)
     latest = []
     for number in range(streams):
-        tallies = {}
-        for made in islice(Stream(make, number=number, begin=StreamState([SourcePosition(0)])), 20):
-            tallies |= made.tallies
-        latest.append(tallies)
-    tally = merge_stats([tallies[0, 0] for tallies in latest], 1.0)
+        stats = {}
+        for made in islice(Stream(make, number=number, state=StreamState([SourcePosition(0)])), 20):
+            stats |= made.stats
+        latest.append(stats)
+    tally = merge_stats([stats[0, 0] for stats in latest], 1.0)
     assert (tally.seen, tally.bad) == (28, 5)
     assert {name: found.count for name, found in tally.reasons.items()} == {"unreadable": 3, reason: 2}
 
@@ -254,7 +254,7 @@ def test_bad_samples_that_come_first_do_not_stop_a_good_set():
     """60 of 2,000 are broken, and a stream meets them all before it has made a batch."""
     unreadable = [f"s0/{at}" for at in range(60)]
     make = maker([100] * 20, unreadable=unreadable, max_bad_share=0.05, batch_size=512, buffer=2000)(1)
-    made = next(iter(Stream(make, number=0, begin=StreamState([SourcePosition(0)]))))
+    made = next(iter(Stream(make, number=0, state=StreamState([SourcePosition(0)]))))
     assert len(made.batch["key"]) == 512
 
 
@@ -262,7 +262,7 @@ def test_too_many_bad_samples_stop_the_stream():
     unreadable = [f"s{shard}/{at}" for shard in range(40) for at in range(10)]
     make = maker([50] * 40, unreadable=unreadable, max_bad_share=0.1, batch_size=10)(1)
     with pytest.raises(ValueError, match="max_bad_share=0.1"):
-        flat(made.batch["key"] for made in islice(Stream(make, number=0, begin=StreamState([SourcePosition(0)])), 100))
+        flat(made.batch["key"] for made in islice(Stream(make, number=0, state=StreamState([SourcePosition(0)])), 100))
 
 
 @pytest.mark.parametrize("what", ["unreadable", "rows"])
@@ -271,7 +271,7 @@ def test_where_nothing_can_be_used_nothing_hangs(what):
     options = {"unreadable": keys} if what == "unreadable" else {"rows": NamedRows(undecodable=keys)}
     make = maker([60], max_bad_share=1.0, **options)(1)
     with pytest.raises(ValueError, match="no sample can be used any more"):
-        next(iter(Stream(make, number=0, begin=StreamState([SourcePosition(0)]))))
+        next(iter(Stream(make, number=0, state=StreamState([SourcePosition(0)]))))
 
 
 def test_a_row_draws_the_same_whoever_makes_it():
@@ -281,8 +281,8 @@ def test_a_row_draws_the_same_whoever_makes_it():
         make = maker(batch_size=2)(layout.streams)
         for number in range(layout.streams):
             begin = StreamState([SourcePosition(epoch)])
-            n = make.plan.share(0, epoch, number).order.n
-            for made in islice(Stream(make, number=number, begin=begin), n // 2):
+            n = make.plan.assignment(0, epoch, number).order.n
+            for made in islice(Stream(make, number=number, state=begin), n // 2):
                 for key, draw in zip(made.batch["key"], made.batch["drawn"].tolist(), strict=True):
                     drawn.setdefault((key, epoch), set()).add(draw)
     assert all(len(draws) == 1 for draws in drawn.values())

@@ -1,25 +1,22 @@
-"""Batches of precomputed embeddings and latents."""
+"""The data module of `data=cached`: batches of precomputed embeddings and latents."""
 
 import hashlib
 import json
-from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from jaxtyping import Float
-from lightning import LightningDataModule
 from torch import Tensor
 
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.cache.folder import CacheShards, PrepareCached, read_manifest, read_null, read_statistics
 from open_kandinsky.data.cache.shard import Fields, fields_of, refuse_other_sizes
 from open_kandinsky.data.cache.table import CachedTable, CaptionPerEpoch, Choose, first_caption, read_rows
-from open_kandinsky.data.memory import MemoryLoader, batches_trained
-from open_kandinsky.data.order import FixedOrder, ShuffledOrder
-from open_kandinsky.data.stream.loader import Streaming, StreamLoader, StreamSource
+from open_kandinsky.data.memory import FixedOrder, MemoryLoader, ShuffledOrder
+from open_kandinsky.data.stream.loader import ResumableData, Streaming, StreamLoader, StreamSource
 
 
-class CachedData(LightningDataModule):
+class CachedData(ResumableData):
     """Batches (`EmbeddingBatch`, `LatentBatch`) of a precomputed folder, held in memory or streamed.
 
     `fields`: the columns wanted; `sizes`: of each the name of the fact of `dims` that is the width of its vectors, or
@@ -55,8 +52,6 @@ class CachedData(LightningDataModule):
         self.dims, self.sizes = dict(dims), dict(sizes)
         self.batch_size, self.limit, self.seed = batch_size, limit, seed
         self.in_memory, self.workers, self.shuffle_buffer = in_memory, workers, shuffle_buffer
-        self.train_loader: MemoryLoader | StreamLoader | None = None
-        self.resumed: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
         """Before the stage takes statistics from here."""
@@ -97,35 +92,13 @@ class CachedData(LightningDataModule):
     def shards(self) -> list[str]:
         return list(read_manifest(self.path)["shards"])
 
-    def state_dict(self) -> dict[str, Any]:
-        """The place of all processes. Lightning's own copy is not loaded after a checkpoint at the end of an epoch."""
-        return {} if self.train_loader is None else self.train_loader.saved()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.resumed = state_dict
-
-    def teardown(self, stage: str) -> None:
-        """Workers end with the training, however it ends; its place can still be saved."""
-        if self.train_loader is not None:
-            self.train_loader.close()
-
-    def on_exception(self, exception: BaseException) -> None:
-        self.teardown("fit")
-
-    def train_dataloader(self) -> MemoryLoader | StreamLoader:
-        self.train_loader = self.memory_loader() if self.in_memory else self.stream_loader()
-        return self.train_loader
-
-    def memory_loader(self) -> MemoryLoader:
-        order = ShuffledOrder(rows=len(self.table.key), batch_size=self.batch_size, seed=self.seed)
-        loader = MemoryLoader(table=self.table, order=order, trained=partial(batches_trained, self))
-        if self.resumed:
-            loader.load_state_dict(self.resumed)
-        return loader
-
-    def stream_loader(self) -> StreamLoader:
+    def new_train_loader(self) -> MemoryLoader | StreamLoader:
+        if self.in_memory:
+            order = ShuffledOrder(rows=len(self.table.key), batch_size=self.batch_size, seed=self.seed)
+            return self.memory_loader(self.table, order)
         manifest, fields = self.opened(self.path)
         shards = CacheShards(folder=self.path, manifest=manifest, fields=fields)
+        identity = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
         streaming = Streaming(
             prepare=PrepareCached(fields),
             batch_size=self.batch_size,
@@ -134,16 +107,11 @@ class CachedData(LightningDataModule):
             seed=self.seed,
             max_bad_share=0.0,
         )
-        sources = [StreamSource(shards, identity(manifest), weight=1.0)]
-        return streaming.loader(sources, saved=self.resumed, trained=partial(batches_trained, self))
+        sources = [StreamSource(shards, identity, weight=1.0)]
+        return streaming.loader(sources, saved=self.resume_state, trained=self.batches_trained)
 
     def val_dataloader(self) -> MemoryLoader | list[Any]:
         if self.val_path is None:
             return []
         order = FixedOrder(rows=len(self.val_table.key), batch_size=self.batch_size)
         return MemoryLoader(table=self.val_table, order=order, trained=int)
-
-
-def identity(manifest: Mapping[str, Any]) -> str:
-    """What tells a cache from another one: how it was made, and how many examples each shard has."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Masks of what is to be repainted: white is repainted, black stays. The one place that says so."""
+"""Masks for inpainting: white is repainted, black stays. No other module decides that."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ WHITE = 128  # and above, of 255
 
 
 def check_mask(mask: Image.Image, image: Image.Image) -> None:
-    """ValueError for a mask of another size than its picture's, and for one that asks for nothing."""
+    """Raises UserError for a mask of another size than its picture's, and for one without any white."""
     if mask.size != image.size:
         found, expected = ("{}x{}".format(*sized.size) for sized in (mask, image))
         raise UserError(f"a mask of {found} pixels for a picture of {expected}: make the mask as large as the picture")

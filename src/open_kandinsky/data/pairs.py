@@ -1,10 +1,7 @@
-"""Which of a sample's captions is trained on.
+"""From the undecoded sample of a shard to a row of a batch of pictures and captions.
 
-Which samples are wanted: by the size in the image's header, and by what is known of them; nothing is decoded.
-
-The shape that an image is trained in: one for all, or the nearest of several of about the same area.
-
-From a sample as it lies in a shard to a row of a batch: which are wanted, in which shape, with which caption.
+`Filters` decide which samples are used, `OneShape` or `AspectBuckets` the shape that a picture is trained in (both by
+the size in its header, before anything is decoded), and `Captions` which of a sample's captions. `Pairs` joins them.
 """
 
 import math
@@ -18,16 +15,24 @@ from torch import Tensor
 
 from open_kandinsky.core.errors import BadSample, FilteredSample, UserError
 from open_kandinsky.data.memory import Batch
-from open_kandinsky.data.tar.sample import Raw, image_bytes, parts, read_image, read_info, read_text, refuse_large
+from open_kandinsky.data.tar.sample import (
+    Raw,
+    describe_members,
+    image_bytes,
+    read_image,
+    read_info,
+    read_text,
+    refuse_unusable,
+)
 from open_kandinsky.data.tar.stats import FILTERED
 from open_kandinsky.data.transforms import MAX_PIXELS, covering, image_size
 
 
 class Captions:
-    """One caption a sample, drawn by weight. `weights`: where it lies -> weight.
+    """Draws one caption of a sample by weight. `weights`: place -> weight.
 
     A place is `txt`, the text member, or a field of the json (or side file): a caption, or a list that one is drawn
-    from. Where a place is empty, the draw is among the others; a place of weight 0 is for when there is no other.
+    from. Where a place is empty, the draw is among the others; a place of weight 0 is used where all others are empty.
     """
 
     def __init__(self, *, weights: Mapping[str, float]) -> None:
@@ -35,31 +40,31 @@ class Captions:
             raise UserError(f"captions by weights {dict(weights)}: give at least one place, and no weight below 0")
         self.weights = dict(weights)
 
-    def choose(self, raw: Raw, info: Mapping[str, Any], draws: random.Random) -> str:
+    def choose(self, raw: Raw, info: Mapping[str, Any], rng: random.Random) -> str:
         """Raises BadSample where there is none."""
-        found = {place: held for place in self.weights if (held := captions_at(place, raw, info))}
+        found = {place: captions for place in self.weights if (captions := captions_at(place, raw, info))}
         if not found:
             if raw.members.get("txt") == b"":
                 raise BadSample("zero-byte member", ".txt")
-            raise BadSample("missing caption", f"nothing in {', '.join(self.weights)}; {parts(raw)}")
+            raise BadSample("missing caption", f"nothing in {', '.join(self.weights)}; {describe_members(raw)}")
         weights = [self.weights[place] for place in found]
         weights = weights if any(weights) else [1.0] * len(found)
-        [place] = draws.choices(list(found), weights)
-        return draws.choice(found[place])
+        [place] = rng.choices(list(found), weights)
+        return rng.choice(found[place])
 
 
 def captions_at(place: str, raw: Raw, info: Mapping[str, Any]) -> list[str]:
-    """All that are not blank."""
-    held = read_text(raw) if place == "txt" else info.get(place)
-    given = held if isinstance(held, list) else [held]
-    return [text.strip() for text in given if isinstance(text, str) and text.strip()]
+    """The captions at a place, without blank ones."""
+    value = read_text(raw) if place == "txt" else info.get(place)
+    values = value if isinstance(value, list) else [value]
+    return [text.strip() for text in values if isinstance(text, str) and text.strip()]
 
 
 Bounds = Sequence[float | None]  # least and most, both included; None: open
 
 
 class Filters:
-    """Refuses samples by FilteredSample; the reasons begin as those do that are no defect.
+    """Refuses samples by FilteredSample, which does not count as bad.
 
     min_side, min_pixels: of the upright image, in pixels; max_aspect: its longer side to its shorter one; None: any.
     known: fact -> bounds; a sample without the fact is refused. if_known: the same, a sample without it is taken.
@@ -86,17 +91,13 @@ class Filters:
 
     def check(self, size: tuple[int, int], info: Mapping[str, Any]) -> None:
         """`size`: width and height. Raises FilteredSample for a sample that is not wanted."""
-        short, long = sorted(size)
-        found = f"{size[0]}x{size[1]}"
+        (short, long), found = sorted(size), f"{size[0]}x{size[1]}"
         if self.min_side is not None and short < self.min_side:
             refuse("side", f"{found}, under {self.min_side}")
         if self.min_pixels is not None and short * long < self.min_pixels:
             refuse("pixels", f"{found}, under {self.min_pixels}")
         if self.max_aspect is not None and long > self.max_aspect * short:
             refuse("aspect", f"{found}, over {self.max_aspect}")
-        self.check_facts(info)
-
-    def check_facts(self, info: Mapping[str, Any]) -> None:
         for name, bounds in self.known.items():
             if number(info.get(name)) is None:
                 refuse(f"no {name}", f"found {info.get(name)!r}")
@@ -109,7 +110,7 @@ class Filters:
 
 
 def check_bounds(name: str, value: Any, bounds: Bounds) -> None:
-    """Bounds are included; what is no number is not judged."""
+    """Raises FilteredSample for a number outside of bounds, which are included; other values pass."""
     found, (least, most) = number(value), bounds
     if found is None:
         return
@@ -118,7 +119,7 @@ def check_bounds(name: str, value: Any, bounds: Bounds) -> None:
 
 
 def number(value: Any) -> float | None:
-    """A json's or a side file's number; tables that went through pandas hold some as text, and nan for none."""
+    """A number of a json or a side file; tables that went through pandas hold some as text, and nan for none."""
     try:
         found = float(value)
     except (TypeError, ValueError):
@@ -141,7 +142,7 @@ class Shape(NamedTuple):
 
 
 class OneShape:
-    """Every image in the shapes of the fields themselves."""
+    """Every image in the shape that its fields have by themselves."""
 
     def bucket(self, size: tuple[int, int]) -> Shape | None:
         return None
@@ -160,41 +161,39 @@ class AspectBuckets:
 
     def __init__(self, *, size: int, step: int, max_aspect: float, field: str) -> None:
         self.field = field
-        self.shapes = shapes(size * size, step, max_aspect)
+        self.shapes = shapes_of_area(size * size, step, max_aspect)
 
     def bucket(self, size: tuple[int, int]) -> Shape:
         """`size`: width and height of the upright image."""
         width, height = size
-        return min(self.shapes, key=lambda shape: (apart(shape, height / width), shape))
+        return min(self.shapes, key=lambda shape: (aspect_distance(shape, height / width), shape))
 
     def fields(self, bucket: Shape | None) -> Fields:
         assert bucket is not None, "as `bucket` gave it"
         return {self.field: partial(covering, height=bucket.height, width=bucket.width)}
 
 
-def shapes(area: int, step: int, max_aspect: float) -> list[Shape]:
+def shapes_of_area(area: int, step: int, max_aspect: float) -> list[Shape]:
     """For each shorter side the longest other one that `area` allows, both ways round, from wide to high.
 
     Raises ValueError where there is none.
     """
-    found: set[Shape] = set()
-    for side in range(step, math.isqrt(area) + 1, step):
-        other = area // side // step * step
-        if other <= max_aspect * side:
-            found |= {Shape(side, other), Shape(other, side)}
+    sides = [(side, area // side // step * step) for side in range(step, math.isqrt(area) + 1, step)]
+    fitting = [(side, other) for side, other in sides if other <= max_aspect * side]
+    found = {shape for side, other in fitting for shape in (Shape(side, other), Shape(other, side))}
     if not found:
         raise UserError(f"no shape of at most {area} pixels, sides multiples of {step}, aspect {max_aspect}: raise one")
     return sorted(found, key=lambda shape: shape.height / shape.width)
 
 
-def apart(shape: Shape, aspect: float) -> float:
-    """How far two aspects (height to width) are: log of the factor that cropping takes from one side."""
+def aspect_distance(shape: Shape, aspect: float) -> float:
+    """Of two aspects (height to width): the log of the factor that cropping takes from one side."""
     return abs(math.log(shape.height / shape.width) - math.log(aspect))
 
 
 @runtime_checkable
 class Chooser(Protocol):
-    """Takes a sample, or raises BadSample, from the upright image's (width, height) and its facts."""
+    """Passes a sample, or raises BadSample, by the upright image's (width, height) and its facts."""
 
     def check(self, size: tuple[int, int], info: Mapping[str, Any]) -> None: ...
 
@@ -203,7 +202,7 @@ class Chooser(Protocol):
 class CaptionChooser(Protocol):
     """The caption of a sample. Raises BadSample where there is none."""
 
-    def choose(self, raw: Raw, info: Mapping[str, Any], draws: random.Random) -> str: ...
+    def choose(self, raw: Raw, info: Mapping[str, Any], rng: random.Random) -> str: ...
 
 
 @runtime_checkable
@@ -224,8 +223,8 @@ class Pairs:
         self.fields, self.filters, self.captions, self.buckets = dict(fields), filters, captions, buckets
 
     def bucket(self, raw: Raw) -> Hashable:
-        """The sample's shape, where it is wanted; nothing is decoded."""
-        refuse_empty(raw)
+        """The shape that a sample is trained in, where it passes the filters. Only the image's header is read."""
+        refuse_unusable(raw)
         data = image_bytes(raw)
         try:
             size = image_size(data, max_pixels=MAX_PIXELS)
@@ -234,18 +233,9 @@ class Pairs:
         self.filters.check(size, read_info(raw))
         return self.buckets.bucket(size)
 
-    def row(self, raw: Raw, bucket: Any, draws: random.Random) -> Batch:
-        """One row of an `ImageBatch`, its caption drawn by `draws`."""
-        info = read_info(raw)
-        caption = self.captions.choose(raw, info, draws)
+    def row(self, raw: Raw, bucket: Any, rng: random.Random) -> Batch:
+        """One row of an `ImageBatch`."""
+        caption = self.captions.choose(raw, read_info(raw), rng)
         image = read_image(raw, MAX_PIXELS)
-        made = {name: make(image) for name, make in (self.fields | self.buckets.fields(bucket)).items()}
-        return made | {"caption": caption, "key": raw.key}
-
-
-def refuse_empty(raw: Raw) -> None:
-    """An empty text is left to the captions: img2dataset writes one where it was given none."""
-    refuse_large(raw)
-    empty = [kind for kind, data in raw.members.items() if not data and kind != "txt"]
-    if empty:
-        raise BadSample("zero-byte member", f".{empty[0]}")
+        transforms = self.fields | self.buckets.fields(bucket)
+        return {name: make(image) for name, make in transforms.items()} | {"caption": caption, "key": raw.key}

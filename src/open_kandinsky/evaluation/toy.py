@@ -22,7 +22,7 @@ from tqdm import tqdm
 from open_kandinsky.core import files
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.shapes.world import SPLITS, Scene, World
-from open_kandinsky.data.tar.reading import read_samples
+from open_kandinsky.data.tar.reader import read_samples
 from open_kandinsky.data.tar.stats import SampleStats
 from open_kandinsky.data.transforms import ClipPixels, to_images, to_pixels, to_uint8
 from open_kandinsky.evaluation import figures

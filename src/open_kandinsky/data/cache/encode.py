@@ -1,10 +1,7 @@
-"""Work done by threads while what it is for is busy with what came before.
+"""What `precompute` does with one tar: read it, prepare its samples in threads, and encode them by frozen networks.
 
-What encoders are given of a sample: its picture as each of them wants it, and all of its captions.
-
-The tars that are read: each whole, with a hash of its bytes, and what tells cheaply whether it has changed.
-
-The frozen networks whose answers are kept.
+`Input` is a tar, of which a hash is computed while it is read. `PrepareInputs` makes of a sample the pixels that each
+encoder wants, and lists all of its captions. `Encoders` are CLIP, the image autoencoder and a text encoder.
 """
 
 import hashlib
@@ -24,10 +21,10 @@ from torch import Tensor
 
 from open_kandinsky.core.errors import BadSample, UserError
 from open_kandinsky.data.cache.rows import CacheRows, Keep, rows_of
-from open_kandinsky.data.pairs import captions_at, refuse_empty
+from open_kandinsky.data.pairs import captions_at
 from open_kandinsky.data.tar.index import Stamp, stamps
 from open_kandinsky.data.tar.opening import REMOTE, open_url
-from open_kandinsky.data.tar.sample import Raw, parts, read_image, read_info, stem
+from open_kandinsky.data.tar.sample import Raw, describe_members, read_image, read_info, refuse_unusable, stem
 from open_kandinsky.data.transforms import MAX_PIXELS
 from open_kandinsky.networks.clip import Clip, Text
 from open_kandinsky.networks.movq import MoVQ
@@ -37,9 +34,9 @@ Made = TypeVar("Made")
 
 
 def prefetch(make: Callable[[Item], Made], items: Iterable[Item], *, workers: int, most: int) -> Iterator[Future[Made]]:
-    """`make` of each item, in their order, by `workers` threads that are at most `most` items ahead.
+    """Futures of `make(item)` in the items' order, by `workers` threads that run at most `most` items ahead.
 
-    PIL and torch let other threads run while they decode, resize and encode.
+    PIL and torch release the interpreter's lock while they decode, resize and encode.
     """
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Made]] = deque()
@@ -54,7 +51,7 @@ def prefetch(make: Callable[[Item], Made], items: Iterable[Item], *, workers: in
 
 
 class PreparedInputs(NamedTuple):
-    """`pixels`: by the name of the field that is made from them."""
+    """A sample as encoders take it. `pixels`: by the name of the field that is encoded from them."""
 
     key: str
     captions: list[str]
@@ -63,28 +60,28 @@ class PreparedInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class PrepareInputs:
-    """`transforms`: for each field that is made from the picture, how. `captions`: where they lie."""
+    """Prepares samples. `transforms`: field that is encoded from the picture -> transform. `captions`: their places."""
 
     transforms: Mapping[str, Callable[[Image.Image], Tensor]]
     captions: Sequence[str]
 
     def __call__(self, raw: Raw) -> PreparedInputs:
         """Raises BadSample for a sample that cannot be used."""
-        refuse_empty(raw)
+        refuse_unusable(raw)
         captions = all_captions(raw, self.captions)
         image = read_image(raw, MAX_PIXELS)
         return PreparedInputs(raw.key, captions, {name: make(image) for name, make in self.transforms.items()})
 
 
 def all_captions(raw: Raw, places: Sequence[str]) -> list[str]:
-    """Those of every place, each once: img2dataset writes the same into txt and json.
+    """The captions of every place, each once: img2dataset writes the same one into txt and json.
 
-    Raises BadSample where there is none at all.
+    Raises BadSample where there is none.
     """
     info = read_info(raw)
     captions = list(dict.fromkeys(caption for place in places for caption in captions_at(place, raw, info)))
     if not captions:
-        raise BadSample("missing caption", f"nothing in {', '.join(places)}; {parts(raw)}")
+        raise BadSample("missing caption", f"nothing in {', '.join(places)}; {describe_members(raw)}")
     return captions
 
 
@@ -92,7 +89,7 @@ CHUNK = 1 << 20
 
 
 class Digest(NamedTuple):
-    """Of a tar's bytes."""
+    """Size and hash of a tar's bytes."""
 
     size: int
     sha256: str
@@ -100,7 +97,7 @@ class Digest(NamedTuple):
 
 @dataclass(frozen=True)
 class Input:
-    """A tar, whose output has its name."""
+    """A tar of which a shard of the same name is made."""
 
     url: str
 
@@ -120,32 +117,32 @@ class Input:
 
     @contextmanager
     def at_hand(self) -> Iterator[tuple[str, "Future[Digest]"]]:
-        """A path on this machine, and the digest, which is ready once the block has read what it wants."""
+        """A path on this machine, and a future of its digest; the path is valid within the block."""
         way = fetched if REMOTE.match(self.url) or self.url.startswith("pipe:") else in_place
         with ThreadPoolExecutor(1) as hasher, way(self.url, hasher) as at_hand:
             yield at_hand
 
 
 def inputs(urls: Sequence[str]) -> list[Input]:
-    """One for each tar. ValueError where two would have one output."""
-    made: dict[str, Input] = {}
+    """One for each tar. Raises UserError for two tars of one name."""
+    by_name: dict[str, Input] = {}
     for url in urls:
-        one = made.setdefault(stem(url), Input(url))
+        one = by_name.setdefault(stem(url), Input(url))
         if one.url != url:
-            told = f"{one.url!r} and {url!r} are both called {one.name}, and so would what is made of them"
-            raise UserError(f"{told}: precompute them into two folders, or rename one")
-    return list(made.values())
+            same = f"{one.url!r} and {url!r} are both called {one.name}, and so would what is made of them"
+            raise UserError(f"{same}: precompute them into two folders, or rename one")
+    return list(by_name.values())
 
 
 @contextmanager
 def in_place(url: str, hasher: ThreadPoolExecutor) -> Iterator[tuple[str, "Future[Digest]"]]:
-    """A tar of this machine, hashed by another thread beside the reading: the disk is read once for both."""
+    """A tar of this machine, hashed by a thread while it is read: the disk is read once for both."""
     yield url, hasher.submit(digest, url)
 
 
 @contextmanager
 def fetched(url: str, hasher: ThreadPoolExecutor) -> Iterator[tuple[str, "Future[Digest]"]]:
-    """A tar from elsewhere, hashed as it comes, into a file of this machine that is removed in the end."""
+    """A tar from elsewhere, hashed as it comes, in a temporary file."""
     with TemporaryDirectory(prefix="open-kandinsky-") as folder:
         path = Path(folder) / f"{stem(url)}.tar"
         with open_url(url) as source, open(path, "wb") as copy:
@@ -154,13 +151,13 @@ def fetched(url: str, hasher: ThreadPoolExecutor) -> Iterator[tuple[str, "Future
 
 
 def digest(url: str) -> Digest:
-    """Of all bytes behind an address."""
+    """The digest of all bytes of an address."""
     with open_url(url) as source:
         return hashed(source, len)
 
 
 def hashed(source: BufferedIOBase, each: Callable[[bytes], Any]) -> Digest:
-    """The digest of what is left of a stream; `each` is given every chunk of it."""
+    """The digest of the rest of a stream; `each` is called with every chunk of it."""
     size, sha256 = 0, hashlib.sha256()
     while chunk := source.read(CHUNK):
         each(chunk)
@@ -173,9 +170,9 @@ TEXT_FIELDS = ("text_emb", "text_tokens", "text_mask")
 
 
 class Encoders:
-    """`text` reads the captions, and may be `clip` itself; `movq` may be absent: a prior needs no latents.
+    """The frozen networks. `text` encodes captions, and may be `clip`; `movq` may be None: a prior needs no latents.
 
-    `latents` is what they are stored in. Encoded in `precision`, bfloat16 by autocast, on the device where they are.
+    `latents`: the type in which these are stored. `precision`: of encoding, bfloat16 by autocast.
     """
 
     def __init__(
@@ -195,23 +192,23 @@ class Encoders:
         self.keep, self.latents, self.precision = keep, latents, precision
 
     def rows(self, samples: Sequence[PreparedInputs]) -> CacheRows:
-        """What a cache holds of these samples. ValueError for what is no number, or too great for half precision."""
+        """A cache's rows of these samples. Raises UserError for NaN, and for values too large for half precision."""
         captions = [caption for sample in samples for caption in sample.captions]
         images, texts = self.images(samples), self.texts(self.text.encode_text, captions)
         rows = rows_of(images, texts, [sample.captions for sample in samples], [s.key for s in samples], self.keep)
         for name, column in rows.columns.items():
             if column.is_floating_point() and not bool(column.isfinite().all()):
-                told = f"{name} of {rows.key[0]} to {rows.key[-1]} holds what is no number in {column.dtype}"
-                raise UserError(f"{told}: latents=float32 and precision=float32 reach further")
+                where = f"{name} of {rows.key[0]} to {rows.key[-1]} holds what is no number in {column.dtype}"
+                raise UserError(f"{where}: latents=float32 and precision=float32 reach further")
         return rows
 
     def images(self, samples: Sequence[PreparedInputs]) -> dict[str, Tensor]:
-        """The embeddings, and the latents where there is an autoencoder."""
+        """Embeddings, and latents where there is an autoencoder."""
         with self.encoding():
-            made = {"image_emb": self.clip.encode_image(self.sent(samples, "image_emb")).float()}
+            encoded = {"image_emb": self.clip.encode_image(self.to_device(samples, "image_emb")).float()}
             if self.movq is not None:
-                made["z"] = self.movq.encode(self.sent(samples, "z")).to(self.latents)
-        return {name: values.cpu() for name, values in made.items()}
+                encoded["z"] = self.movq.encode(self.to_device(samples, "z")).to(self.latents)
+        return {name: values.cpu() for name, values in encoded.items()}
 
     def texts(self, encode: Any, *captions: Sequence[str]) -> dict[str, Tensor]:
         """Embeddings, states and masks: of captions, or of the null text."""
@@ -220,7 +217,7 @@ class Encoders:
         return dict(zip(TEXT_FIELDS, (text.emb.float().cpu(), text.tokens.float().cpu(), text.mask.cpu()), strict=True))
 
     def null(self) -> dict[str, Tensor]:
-        """The conditions of nothing, as guidance and condition dropout want them."""
+        """The null conditions of classifier-free guidance and condition dropout, a batch of one."""
         with self.encoding():
             image = self.clip.null_image().float().cpu()
         return {"image_emb": image} | self.texts(self.text.null_text)
@@ -234,12 +231,8 @@ class Encoders:
     def placed(self, network: Any) -> Any:
         return None if network is None else network.to(self.device, memory_format=self.memory_format)
 
-    def sent(self, samples: Sequence[PreparedInputs], name: str) -> Tensor:
+    def to_device(self, samples: Sequence[PreparedInputs], name: str) -> Tensor:
         return self.send(torch.stack([sample.pixels[name] for sample in samples]), self.device)
-
-
-def plainly(pixels: Tensor, device: torch.device) -> Tensor:
-    return pixels.to(device)
 
 
 def pinned(pixels: Tensor, device: torch.device) -> Tensor:
@@ -248,4 +241,4 @@ def pinned(pixels: Tensor, device: torch.device) -> Tensor:
 
 
 # On a GPU convolutions are faster in channels_last; on a CPU the numbers stay those of training.
-PLACING = {"cpu": (torch.preserve_format, plainly), "cuda": (torch.channels_last, pinned)}
+PLACING = {"cpu": (torch.preserve_format, Tensor.to), "cuda": (torch.channels_last, pinned)}

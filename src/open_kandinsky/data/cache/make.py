@@ -1,15 +1,14 @@
-"""What a folder holds, held against what it should: outputs that are fresh, stale, missing, or of nothing any more.
+"""Makes a cache from tars, by any number of processes, and compares a finished cache with its tars and encoders.
 
-The work that processes share: a unit for each shard, one for the null conditions, one that finishes the folder.
-
-Whether a finished cache still is what the online encoders say: of some samples, field by field.
+`survey` finds shards of a cache that are stale, missing, or whose tar is gone. `ShardUnit`, `NullUnit` and `FinishUnit`
+are the units of work that processes share. `differing` encodes some samples again and compares them field by field.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from open_kandinsky.data.cache.encode import Encoders, Input, PreparedInputs, Pr
 from open_kandinsky.data.cache.folder import NULL, differences, finish, finished, shard_files, write_null
 from open_kandinsky.data.cache.rows import CacheRows, concat_rows, some_rows
 from open_kandinsky.data.cache.shard import read_about, read_shard, write_shard
-from open_kandinsky.data.tar.index import Stamp, stamps, stated
+from open_kandinsky.data.tar.index import Stamp, img2dataset_count, stamps
 from open_kandinsky.data.tar.reader import CUT, FORMAT_ERRORS, GONE, LARGEST, lost, samples
 from open_kandinsky.data.tar.sample import Raw, stem
 from open_kandinsky.data.tar.stats import SampleStats, stats_from_plain
@@ -32,7 +31,7 @@ READERS = 16
 
 
 class Survey(NamedTuple):
-    """By output's name. `about`: what each that is there and wanted was made from; `stale`: why."""
+    """Shards of a cache by name. `about`: what each present one was made from; `stale`: name -> reason."""
 
     about: dict[str, dict[str, Any]]
     stale: dict[str, str]
@@ -40,14 +39,14 @@ class Survey(NamedTuple):
     orphans: list[str]
 
     def refuse_stale(self) -> None:
-        """ValueError that lists them: they are neither mixed with others nor made again over what is there."""
+        """Raises UserError that lists stale shards: they are neither used nor overwritten."""
         if self.stale:
             lines = "\n".join(f"  {name}: {why}" for name, why in list(self.stale.items())[:NAMED])
             more = "" if len(self.stale) <= NAMED else f"\n  ... and {len(self.stale) - NAMED} more"
             raise UserError(f"stale shards: delete them, or write to another folder\n{lines}{more}")
 
-    def told_orphans(self) -> str | None:
-        """One line, where there are any."""
+    def orphans_line(self) -> str | None:
+        """One line on shards without a tar, where there are any."""
         if not self.orphans:
             return None
         names = ", ".join(self.orphans[:NAMED]) + (" ..." if len(self.orphans) > NAMED else "")
@@ -55,26 +54,25 @@ class Survey(NamedTuple):
 
 
 def survey(out: Path, inputs: Sequence[Input], recipe: Mapping[str, Any]) -> Survey:
-    """Reads the headers of what is there, and of inputs no more than size and version, unless these have changed."""
-    there = {path.stem: path for path in shard_files(out)}
-    wanted = [one for one in inputs if one.name in there]
+    """Reads headers of shards, and of tars no more than size and version, unless these have changed."""
+    files = {path.stem: path for path in shard_files(out)}
+    present = [one for one in inputs if one.name in files]
     with ThreadPoolExecutor(READERS) as pool:
-        about = list(pool.map(read_about, [there[one.name] for one in wanted]))
-    found = dict(zip(wanted, zip(about, stamps([one.url for one in wanted]), strict=True), strict=True))
-    why = {one.name: stale(one, *held, recipe) for one, held in found.items()}
-    names = {one.name for one in inputs}
+        about = list(pool.map(read_about, [files[one.name] for one in present]))
+    found = zip(present, about, stamps([one.url for one in present]), strict=True)
+    reasons = {one.name: stale(one, facts, stamp, recipe) for one, facts, stamp in found}
     return Survey(
-        about={one.name: about for one, (about, _) in found.items()},
-        stale={name: reason for name, reason in why.items() if reason},
-        missing=[one.name for one in inputs if one.name not in there],
-        orphans=sorted(set(there) - names),
+        about={one.name: facts for one, facts in zip(present, about, strict=True)},
+        stale={name: reason for name, reason in reasons.items() if reason},
+        missing=[one.name for one in inputs if one.name not in files],
+        orphans=sorted(set(files) - {one.name for one in inputs}),
     )
 
 
 def stale(one: Input, about: Mapping[str, Any], stamp: Stamp, recipe: Mapping[str, Any]) -> str:
-    """Why an output is not what it would be if it were made now; empty where it is."""
-    if told := differences(about["recipe"], recipe):
-        return f"made with {told}"
+    """Why a shard is not what would be made now; empty where it is."""
+    if different := differences(about["recipe"], recipe):
+        return f"made with {different}"
     was = about["input"]
     if stamp.size not in (None, was["size"]):
         return f"{one.url} had {was['size']} bytes, and has {stamp.size}"
@@ -93,7 +91,7 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True)
 class Maker:
-    """What makes rows of samples. `load` is called once, and only where there is something to make."""
+    """Makes rows of samples. `load` gives the encoders; it is called once, and only where there is work."""
 
     load: Callable[[], tuple[Encoders, PrepareInputs]]
     batch_size: int
@@ -109,11 +107,11 @@ class Maker:
         """How many captions were longer than the text encoder reads."""
         return self.loaded[0].text.long.count if "loaded" in vars(self) else 0
 
-    def rows(self, raws: Iterator[Raw], tally: SampleStats, shard: str) -> CacheRows:
-        """Of every sample that can be used; `tally` is told of all."""
-        encoders, _ = self.loaded
-        made = prefetch(self.attempt, raws, workers=self.workers, most=2 * self.batch_size)
-        usable, parts = self.usable(made, tally, shard), []
+    def rows(self, raws: Iterator[Raw], stats: SampleStats, shard: str) -> CacheRows:
+        """Of every sample that can be used; all are counted in `stats`."""
+        encoders, _ = self.loaded  # before the threads want it
+        prepared = prefetch(self.attempt, raws, workers=self.workers, most=2 * self.batch_size)
+        usable, parts = self.usable(prepared, stats, shard), []
         while batch := list(islice(usable, self.batch_size)):
             parts.append(encoders.rows(batch))
         return concat_rows(parts) if parts else CacheRows({}, [], [])
@@ -126,55 +124,58 @@ class Maker:
             return Refused(raw.key, bad.reason, bad.detail)
 
     def usable(
-        self, made: Iterator["Future[PreparedInputs | Refused]"], tally: SampleStats, shard: str
+        self, prepared: Iterator["Future[PreparedInputs | Refused]"], stats: SampleStats, shard: str
     ) -> Iterator[PreparedInputs]:
-        for one in (future.result() for future in made):
+        for one in (future.result() for future in prepared):
             if isinstance(one, Refused):
-                tally.add(one.reason, key=one.key, shard=shard, detail=one.detail)
+                stats.add(one.reason, key=one.key, shard=shard, detail=one.detail)
             else:
-                tally.good()
+                stats.good()
                 yield one
 
 
 class BadSampleLimit:
-    """Stops the work where too many samples are bad, of all that any process has seen; each shard has its tally."""
+    """Stops the work where too many of all samples that any process has read are bad.
 
-    def __init__(self, out: Path, given: Sequence[Input], *, max_bad_share: float) -> None:
-        self.paths, self.max_bad_share = [out / f"{one.name}.safetensors" for one in given], max_bad_share
+    Each shard of the cache keeps the statistics of its own samples.
+    """
+
+    def __init__(self, out: Path, inputs: Sequence[Input], *, max_bad_share: float) -> None:
+        self.paths, self.max_bad_share = [out / f"{one.name}.safetensors" for one in inputs], max_bad_share
         self.total = self.counted()
 
     def counted(self) -> SampleStats:
-        """The tallies of all shards that are there."""
+        """The statistics of all shards that exist."""
         total = SampleStats(max_bad_share=self.max_bad_share)
         for path in self.paths:
             if path.is_file():
                 total.merge(stats_from_plain(read_about(path)["tally"], max_bad_share=self.max_bad_share))
         return total
 
-    def add(self, tally: SampleStats) -> None:
-        """Raises ValueError, with the report. Others' shards are counted anew before that."""
-        self.total.merge(tally)
+    def add(self, stats: SampleStats) -> None:
+        """Raises UserError, with the report, after counting the shards of other processes again."""
+        self.total.merge(stats)
         try:
             self.total.check()
-        except ValueError:
+        except UserError:
             self.total = self.counted()
-            self.total.merge(tally)
+            self.total.merge(stats)
             self.total.check()
 
 
 @dataclass(frozen=True)
 class ShardUnit:
-    """One tar to one shard."""
+    """Makes one shard of one tar."""
 
-    one: Input
+    input: Input
     out: Path
     recipe: Mapping[str, Any]
     maker: Maker
-    judge: BadSampleLimit
+    limit: BadSampleLimit
 
     @property
     def name(self) -> str:
-        return self.one.name
+        return self.input.name
 
     @property
     def path(self) -> Path:
@@ -185,32 +186,34 @@ class ShardUnit:
 
     def do(self) -> None:
         """A tar without a usable sample makes an empty shard, so that it is not read again."""
-        tally, stamp = SampleStats(max_bad_share=1.0), self.one.stamp  # judged with all others, not alone
-        with self.one.at_hand() as (path, digest):
-            rows = self.maker.rows(self.raws(path, tally), tally, self.one.url)
+        url, stamp = self.input.url, self.input.stamp
+        stats = SampleStats(max_bad_share=1.0)  # judged with all others, not alone
+        with self.input.at_hand() as (path, digest):
+            rows = self.maker.rows(self.raws(path, stats), stats, url)
             size, sha256 = digest.result()
-        self.judge.add(tally)
-        source = {"file": masked(Path(self.one.url).name), "size": size, "sha256": sha256, "version": stamp.version}
-        write_shard(self.path, rows, {"recipe": self.recipe, "input": source, "tally": tally.plain()})
+        self.limit.add(stats)
+        source = {"file": masked(Path(url).name), "size": size, "sha256": sha256, "version": stamp.version}
+        write_shard(self.path, rows, {"recipe": self.recipe, "input": source, "tally": stats.plain()})
 
-    def raws(self, path: str, tally: SampleStats) -> Iterator[Raw]:
-        """A tar that ends too early loses what was cut; one that cannot be read for now is no such tar."""
-        given, about = 0, {"key": stem(self.one.url), "shard": self.one.url}
+    def raws(self, path: str, stats: SampleStats) -> Iterator[Raw]:
+        """The samples of a tar. Those behind a cut are counted as bad; an OSError is no cut, and is raised."""
+        url, read = self.input.url, 0
+        about = {"key": stem(url), "shard": url}
         try:
             for _, raw in samples(path, largest=self.maker.largest):
-                given += 1
+                read += 1
                 yield raw
         except FORMAT_ERRORS as error:
-            missing = max(lost(error), (stated(self.one.url) or 0) - given)
-            tally.add(CUT, **about, detail=str(error), count=missing)
+            missing = max(lost(error), (img2dataset_count(url) or 0) - read)
+            stats.add(CUT, **about, detail=str(error), count=missing)
         else:
-            if missing := max((stated(self.one.url) or 0) - given, 0):
-                tally.add(GONE, **about, detail=f"its _stats.json knows {given + missing}", count=missing)
+            if missing := max((img2dataset_count(url) or 0) - read, 0):
+                stats.add(GONE, **about, detail=f"its _stats.json knows {read + missing}", count=missing)
 
 
 @dataclass(frozen=True)
 class NullUnit:
-    """The conditions of nothing."""
+    """Writes the null conditions."""
 
     out: Path
     maker: Maker
@@ -225,7 +228,7 @@ class NullUnit:
 
 @dataclass(frozen=True)
 class FinishUnit:
-    """Statistics and manifest of these shards."""
+    """Writes the statistics and the manifest of some shards."""
 
     out: Path
     facts: Mapping[str, Any]
@@ -239,74 +242,57 @@ class FinishUnit:
         finish(self.out, self.facts, self.shards)
 
 
-# Of a field's largest value: what another batch size moves, and what half precision rounds away.
+# Relative to a field's largest value: the effect of another batch size, and of rounding to half precision.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 HALF = 2**-10
 
 
 def problems(found: Survey) -> list[str]:
     """A line for each output that is stale, missing, or has no input any more."""
-    told = [f"stale: {name}: {why}" for name, why in found.stale.items()]
-    told += [f"missing: {name}" for name in found.missing]
-    return told + [f"orphan: {name}: its input is not among urls" for name in found.orphans]
+    lines = [f"stale: {name}: {why}" for name, why in found.stale.items()]
+    lines += [f"missing: {name}" for name in found.missing]
+    return lines + [f"orphan: {name}: its input is not among urls" for name in found.orphans]
 
 
 def chosen(counts: Mapping[str, int], n: int) -> dict[str, list[int]]:
     """`n` rows spread evenly over shards of these counts: shard -> rows."""
     total = sum(counts.values())
     wanted = [at * total // min(n, total) for at in range(min(n, total))]
-    starts = offsets(counts)
+    starts = zip(counts, accumulate(counts.values(), initial=0), strict=False)
     rows = {name: [at - start for at in wanted if start <= at < start + counts[name]] for name, start in starts}
-    return {name: those for name, those in rows.items() if those}
-
-
-def offsets(counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-    """Each shard, and how many rows the shards before it have."""
-    start = 0
-    for name, count in counts.items():
-        yield name, start
-        start += count
+    return {name: some for name, some in rows.items() if some}
 
 
 def differing(path: Path, one: Input, rows: Sequence[int], maker: Maker, precision: str) -> Iterator[str]:
-    """A line for each field of some rows of a shard that is not as its tar's samples are encoded now."""
-    held = read_shard(path)
-    wanted = {held.key[row]: row for row in rows}
-    for key, now in encoded(one, wanted, maker):
-        row = wanted.pop(key)
-        for name, told in compared(some_rows(held, row, row + 1), now, precision):
-            yield f"{path.name}: {key}: {name} {told}"
+    """Encodes some rows of a shard again, each alone; a line for each field that differs."""
+    stored, (encoders, prepare) = read_shard(path), maker.loaded
+    wanted = {stored.key[row]: row for row in rows}
+    with one.at_hand() as (local, _):
+        for _, raw in samples(local, largest=maker.largest):
+            if raw.key in wanted:
+                row = wanted.pop(raw.key)
+                now = encoders.rows([prepare(raw)])
+                for name, difference in compared(some_rows(stored, row, row + 1), now, precision):
+                    yield f"{path.name}: {raw.key}: {name} {difference}"
     yield from (f"{path.name}: {key}: no such usable sample in {one.url}" for key in wanted)
 
 
-def encoded(one: Input, keys: Mapping[str, int], maker: Maker) -> Iterator[tuple[str, CacheRows]]:
-    """Those samples of a tar, each alone."""
-    encoders, prepare = maker.loaded
-    with one.at_hand() as (path, _):
-        wanted = (raw for _, raw in samples(path, largest=maker.largest) if raw.key in keys)
-        for raw in wanted:
-            yield raw.key, encoders.rows([prepare(raw)])
-
-
-def compared(held: CacheRows, now: CacheRows, precision: str) -> Iterator[tuple[str, str]]:
-    """What differs: captions and counts at all, tensors by more than the tolerance."""
-    if held.caption != now.caption:
-        yield "caption", f"is {held.caption}, and was {now.caption}"
+def compared(stored: CacheRows, now: CacheRows, precision: str) -> Iterator[tuple[str, str]]:
+    """Fields that differ: captions and integers at all, tensors by more than the tolerance."""
+    if stored.caption != now.caption:
+        yield "caption", f"is {stored.caption}, and was {now.caption}"
         return
     for name, column in now.columns.items():
-        if (gap := distance(held.columns[name], column)) > allowed(column, precision):
+        tolerance = TOLERANCE[precision] + (HALF if column.dtype == torch.float16 else 0.0)
+        if (gap := distance(stored.columns[name], column)) > tolerance:
             yield name, f"is off by {gap:.2g} of its largest value"
 
 
-def distance(held: Tensor, now: Tensor) -> float:
+def distance(stored: Tensor, now: Tensor) -> float:
     """The largest difference over the largest value; infinite where shapes or integers differ at all."""
-    if held.shape != now.shape:
+    if stored.shape != now.shape:
         return float("inf")
     if not now.is_floating_point():
-        return 0.0 if torch.equal(held, now) else float("inf")
-    gap, largest = ((x.double()).abs().max().item() for x in (held - now, now))
+        return 0.0 if torch.equal(stored, now) else float("inf")
+    gap, largest = ((x.double()).abs().max().item() for x in (stored - now, now))
     return gap / largest if gap else 0.0
-
-
-def allowed(column: Tensor, precision: str) -> float:
-    return TOLERANCE[precision] + (HALF if column.dtype == torch.float16 else 0.0)

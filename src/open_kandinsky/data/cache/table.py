@@ -17,7 +17,7 @@ from open_kandinsky.data.cache.rows import CAPTION_FROM, CacheRows, concat_rows,
 from open_kandinsky.data.cache.shard import Fields, read_shard
 from open_kandinsky.data.memory import Batch, Table
 from open_kandinsky.data.pairs import Pairs
-from open_kandinsky.data.stream.loader import SequentialLoader, SequentialReader
+from open_kandinsky.data.stream.loader import SequentialReader, sequential_loader
 from open_kandinsky.data.tar.reader import TarShards
 from open_kandinsky.data.tar.sample import Raw, read_info
 
@@ -46,8 +46,8 @@ def read_table(
 
     Raises ValueError where there is none, and where their shapes differ.
     """
-    once = SequentialReader(shards=shards, prepare=Grouped(prepare), batch_size=READ_BATCH, seed=seed)
-    read = list(SequentialLoader(once=once, workers=workers, max_bad_share=max_bad_share, process=0, processes=1))
+    reader = SequentialReader(shards=shards, prepare=Grouped(prepare), batch_size=READ_BATCH, seed=seed)
+    read = list(sequential_loader(reader, workers=workers, max_bad_share=max_bad_share, rank=0, processes=1))
     if not read:
         urls = shards.index.urls
         raise UserError(f"no sample in {len(urls)} shard(s), the first is {urls[0]!r}: are they img2dataset's?")

@@ -1,19 +1,21 @@
-"""Writes the toy set as tar shards in img2dataset's layout: `00000.tar` holds `000000000.png`, `.txt` and `.json`.
+"""Writes toy pictures: as tar shards in img2dataset's layout, and in COCO's layout.
 
-Some toy pictures in COCO's layout, so that COCO's evaluation can be seen to run where there is no COCO.
+A shard `00000.tar` holds `000000000.png`, `.txt` and `.json` for each sample. The files in COCO's layout are for trying
+COCO's evaluation where there is no COCO.
 """
 
 import hashlib
 import io
 import json
-import tarfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from webdataset.writer import TarWriter
 
 from open_kandinsky.core import files
 from open_kandinsky.core.errors import UserError
@@ -28,9 +30,12 @@ def write_shapes(out: Path, *, world: World, images: int, val_images: int, seed:
     """Write `out/train` and one folder of `val_images` for each split; the same seed gives the same bytes.
 
     Training holds seen scenes, two pairs to a single; a pair is followed by its twin where that is seen too.
-    Raises ValueError where `out` already holds something, or `per_shard` cannot be.
+    Raises UserError where `out` already holds something, and for a `per_shard` that keys cannot number.
     """
-    refuse(Path(out), per_shard)
+    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+        raise UserError(f"{out} is not an empty folder: remove it, or write to another one")
+    if not 2 <= per_shard <= LARGEST_SHARD:
+        raise UserError(f"per_shard={per_shard}: choose a number from 2 to {LARGEST_SHARD}")
     rng = np.random.default_rng([seed, 0])
     singles, pairs = decks(world, "seen", rng)
     shards = (list(balanced(world, singles, pairs, n)) for n in shard_sizes(images, per_shard))
@@ -40,14 +45,6 @@ def write_shapes(out: Path, *, world: World, images: int, val_images: int, seed:
         stream = scenes(world, split, rng)
         shards = ([(scene,) for scene in islice(stream, n)] for n in shard_sizes(val_images, per_shard))
         write_shards(Path(out) / split, shards, world, rng)
-
-
-def refuse(out: Path, per_shard: int) -> None:
-    """Raise ValueError for what a person can have got wrong, before anything is written."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not an empty folder: remove it, or write to another one")
-    if not 2 <= per_shard <= LARGEST_SHARD:
-        raise UserError(f"per_shard={per_shard}: choose a number from 2 to {LARGEST_SHARD}")
 
 
 def shard_sizes(images: int, per_shard: int) -> list[int]:
@@ -75,7 +72,7 @@ def with_twin(world: World, pair: Scene) -> Group:
 
 
 def write_shards(folder: Path, shards: Iterator[list[Group]], world: World, rng: np.random.Generator) -> None:
-    """A shard is there whole or not at all."""
+    """Each shard is complete or absent."""
     folder.mkdir(parents=True)
     for number, groups in enumerate(shards):
         path = folder / f"{number:05d}.tar"
@@ -84,17 +81,20 @@ def write_shards(folder: Path, shards: Iterator[list[Group]], world: World, rng:
 
 
 def write_tar(file: io.BufferedWriter, shard: int, groups: list[Group], world: World, rng: np.random.Generator) -> None:
-    """Write one shard's samples; those of one group stand side by side and name the same first key."""
+    """Write one shard's samples; the scenes of a group are adjacent and name the group's first key.
+
+    Without dates and owners, so that the bytes depend on the content alone.
+    """
     keys = (f"{shard:05d}{place:04d}" for place in range(LARGEST_SHARD))
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
         for group in groups:
             members = [(next(keys), scene) for scene in group]
             for key, scene in members:
-                png = encode(world.render(scene, rng))
+                png = encode(world.render(scene, rng), format="png", compress_level=1)
                 fields = describe(key, scene, world, png) | {"group": members[0][0]}
-                add(tar, f"{key}.png", png)
-                add(tar, f"{key}.txt", fields["caption"].encode())
-                add(tar, f"{key}.json", json.dumps(fields).encode())
+                texts = {"txt": fields["caption"].encode(), "json": json.dumps(fields).encode()}
+                for kind, content in ({"png": png} | texts).items():  # one by one: a write sorts its members by name
+                    tar.write({"__key__": key, kind: content})
 
 
 def describe(key: str, scene: Scene, world: World, png: bytes) -> dict:
@@ -105,36 +105,23 @@ def describe(key: str, scene: Scene, world: World, png: bytes) -> dict:
     return {"key": key, "caption": world.caption(scene), **status, **sides, "sha256": sha256, "scene": scene.to_json()}
 
 
-def encode(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """A picture as the bytes of a PNG file."""
+def encode(image: UInt8[np.ndarray, "h w 3"], **options: Any) -> bytes:
+    """A picture as the bytes of a file, by PIL's options of saving."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="png", compress_level=1)
+    Image.fromarray(image).save(buffer, **options)
     return buffer.getvalue()
 
 
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Append a file that has no date and no owner, so that the archive depends on its content alone."""
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
-
-
-SPLIT = 9  # a stream of its own beside those of the toy set's splits
+COCO_STREAM = 9  # of random numbers; the toy set's splits have the first ones
 
 
 def write_coco(out: Path, *, world: World, images: int, seed: int) -> None:
     """`out/annotations/captions_val2014.json` and JPEGs in `out/val2014/`, a caption each; the same seed, the same."""
-    rng = np.random.default_rng([seed, SPLIT])
+    rng = np.random.default_rng([seed, COCO_STREAM])
     tree: dict[str, list[dict]] = {"images": [], "annotations": []}
     for number, scene in enumerate(islice(scenes(world, "seen", rng), images), start=1):
         name = f"COCO_val2014_{number:012d}.jpg"
-        files.write(out / "val2014" / name, jpeg(Image.fromarray(world.render(scene, rng))))
+        files.write(out / "val2014" / name, encode(world.render(scene, rng), format="jpeg", quality=95))
         tree["images"].append({"id": number, "file_name": name, "width": world.size, "height": world.size})
         tree["annotations"].append({"id": number, "image_id": number, "caption": world.caption(scene)})
     files.write(out / "annotations" / "captions_val2014.json", json.dumps(tree))
-
-
-def jpeg(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=95)
-    return data.getvalue()

@@ -1,10 +1,10 @@
-"""The workers of a loader: what they make is a whole batch, and they outlive what tells the run to go.
+"""Loaders that yield batches from streams of samples, each stream in a DataLoader worker.
 
-Every sample once, in order, the last batches short: for validation, and to read a set into memory.
-
-The training loader of one process: its streams, each in a worker, and their place for the checkpoint.
-
-A loader over some sources, from their beginning or from where a checkpoint says.
+`StreamLoader` is the training loader of one process: endless, shuffled, and resumable after any batch; `Streaming`
+makes one for some sources. `SequentialLoader` yields every sample once, in order: for validation, and to read a set
+into memory. `ResumableData` has the hooks by which Lightning saves and restores a training loader. `run_workers` is how
+the loaders run their workers: batches come from the workers in turn, errors arrive as themselves, and workers ignore
+the signals that ask a run to stop, so that the process which saves a checkpoint decides when they end.
 """
 
 import logging
@@ -12,27 +12,30 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from lightning import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from open_kandinsky.core.distributed import gather_objects, rank_and_world_size, world_size
 from open_kandinsky.core.errors import NumericalError, UserError
-from open_kandinsky.data.memory import Batch
-from open_kandinsky.data.order import EpochIterator, whole_batches
+from open_kandinsky.data.memory import Batch, EpochIterator, Held, MemoryLoader, Order, whole_batches
 from open_kandinsky.data.stream import permutation
 from open_kandinsky.data.stream.batches import BucketBatcher, RowMaker
-from open_kandinsky.data.stream.layout import Layout, Progress, checkpoint, fresh, resumed
+from open_kandinsky.data.stream.layout import Layout, Progress, checkpoint, fresh, resume
 from open_kandinsky.data.stream.permutation import Permutation
-from open_kandinsky.data.stream.plan import Cursor, Plan, Prepare, Shards, Share, SourcePosition, StreamState
-from open_kandinsky.data.stream.stream import Made, Recipe, Stream
-from open_kandinsky.data.stream.tallies import ProcessStats, StreamStats, merge_stats
-from open_kandinsky.data.tar.stats import SampleStats
+from open_kandinsky.data.stream.plan import Assignment, Cursor, Plan, Prepare, Shards, SourcePosition, StreamState
+from open_kandinsky.data.stream.stream import Recipe, Stream, StreamBatch
+from open_kandinsky.data.tar.stats import ProcessStats, SampleStats, StreamStats, merge_stats
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,45 +45,42 @@ class Failure:
     error: Exception
 
 
-class Sent(IterableDataset):
-    """What a dataset yields in a worker, and the error that ends it, if it is no bug."""
+class ErrorsAsItems(IterableDataset):
+    """The items of a dataset, and as last item the error that ended it, unless that is a bug."""
 
-    def __init__(self, batches: IterableDataset) -> None:
-        self.batches = batches
+    def __init__(self, dataset: IterableDataset) -> None:
+        self.dataset = dataset
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            yield from self.batches
+            yield from self.dataset
         except (UserError, NumericalError, OSError) as error:
             yield Failure(error)
 
 
-def run_workers(batches: IterableDataset, workers: int) -> Iterator[Any]:
-    """What the dataset yields, made by so many workers in turn; without workers, here. Their errors are raised here."""
-    for made in loader(Sent(batches) if workers else batches, workers):
-        if isinstance(made, Failure):
-            raise made.error
-        yield made
-
-
-def loader(batches: IterableDataset, workers: int) -> DataLoader:
-    return DataLoader(
-        batches,
+def run_workers(dataset: IterableDataset, workers: int) -> Iterator[Any]:
+    """The items of a dataset from so many workers in turn, or from this process. Raises the workers' errors."""
+    loader = DataLoader(
+        ErrorsAsItems(dataset) if workers else dataset,
         batch_size=None,
         num_workers=workers,
-        collate_fn=as_it_is,
+        collate_fn=unchanged,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),  # without its own, it would draw from the global one
-        worker_init_fn=outlive,
+        worker_init_fn=ignore_signals,
     )
+    for item in loader:
+        if isinstance(item, Failure):
+            raise item.error
+        yield item
 
 
-def as_it_is(made: Any) -> Any:
-    """A DataLoader that makes no batches would look for arrays to convert."""
-    return made
+def unchanged(item: Any) -> Any:
+    """A DataLoader's own collate_fn for single items would look for arrays to convert."""
+    return item
 
 
-def outlive(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """In a worker: only the process that has the loader can end it.
 
     Batch systems send their signals to every process of a run, and a terminal its Ctrl-C. A worker that ended by one
@@ -89,24 +89,21 @@ def outlive(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=exit_on_sigterm_of_parent, daemon=True).start()
 
 
-def end_with_parent() -> None:
-    """Waits for SIGTERM from the process that has the loader: a handler would not know whose it is."""
+def exit_on_sigterm_of_parent() -> None:
+    """Waits for SIGTERM from the process that has the loader: a signal handler would not know the sender."""
     parent = multiprocessing.parent_process()
-    whose = parent.pid if parent else None
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != whose:
+    pid = parent.pid if parent else None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != pid:
         pass
     os._exit(0)
 
 
-log = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True, kw_only=True)
 class SequentialReader:
-    """What one stream of several has of the samples. `seed`: for what the rows draw, the same in each pass."""
+    """Every sample of some shards once, in their order. `seed`: of the rows' random numbers, equal in each pass."""
 
     shards: Shards
     prepare: Prepare
@@ -114,109 +111,115 @@ class SequentialReader:
     seed: int
 
     def batches(self, stream: int, streams: int) -> Iterator[Batch | SampleStats]:
-        """The batches, and then the tally."""
-        tallies = StreamStats()
-        queues = BucketBatcher(RowMaker(prepare=self.prepare, seed=self.seed, tallies=tallies))
-        mine = permutation.part(permutation.whole(self.shards.counts), stream, streams)
-        share = Share(spans=mine, order=Permutation(n=permutation.size(mine), buffer=1, seed=""))
+        """The batches of one of several streams, the last ones short, and then its statistics."""
+        stats = StreamStats()
+        batcher = BucketBatcher(RowMaker(prepare=self.prepare, seed=self.seed, stats=stats))
+        mine = permutation.split(permutation.all_samples(self.shards.counts), stream, streams)
+        order = Permutation(n=permutation.total(mine), buffer=1, seed="")
         cursor = Cursor(
             source=0,
             shards=self.shards,
-            share=lambda epoch: share,
-            tally=lambda epoch: tallies[0, epoch],
-            place=SourcePosition(0),
+            assignment=lambda epoch: Assignment(intervals=mine, order=order),
+            stats=partial(stats.of, 0),
+            position=SourcePosition(0),
         )
-        for found in islice(cursor.samples(), share.order.n):
-            queue = None if found is None else queues.put(found)
-            if queue is not None:
-                yield from queue.full(self.batch_size)
-        for queue in queues.all():
-            yield from queue.short()
-        yield tallies.joined(1.0)
+        for sample in islice(cursor.samples(), order.n):
+            bucket = None if sample is None else batcher.add(sample)
+            if bucket is not None:
+                yield from bucket.full_batches(self.batch_size)
+        for bucket in batcher.buckets.values():
+            yield from bucket.last_batch()
+        yield stats.merged(1.0)
 
 
 class ReaderDataset(IterableDataset):
-    """The parts of one process; each DataLoader worker has one of them."""
+    """The streams of one process, one for each DataLoader worker. The data are divided among all processes' workers."""
 
-    def __init__(self, once: SequentialReader, *, process: int, processes: int) -> None:
-        self.once, self.process, self.processes = once, process, processes
+    def __init__(self, reader: SequentialReader, *, rank: int, processes: int) -> None:
+        self.reader, self.rank, self.processes = reader, rank, processes
 
     def __iter__(self) -> Iterator[Batch | SampleStats]:
         worker = get_worker_info()
         workers, at = (worker.num_workers, worker.id) if worker else (1, 0)
-        return self.once.batches(self.process * workers + at, self.processes * workers)
+        return self.reader.batches(self.rank * workers + at, self.processes * workers)
 
 
 class SequentialLoader:
-    """One process's batches, the same in each pass.
+    """The batches of a dataset that ends, and whose workers yield their statistics as last item.
 
-    What could not be used is logged at the end. Raises ValueError where its share passes `max_bad_share`.
+    Samples that could not be used are logged at the end. Raises UserError where their share passes `max_bad_share`.
     """
 
-    def __init__(
-        self, *, once: SequentialReader, workers: int, max_bad_share: float, process: int, processes: int
-    ) -> None:
-        self.once, self.max_bad_share = once, max_bad_share
-        self.workers = min(workers, sum(once.shards.counts))
-        self.streams = ReaderDataset(once, process=process, processes=processes)
+    def __init__(self, dataset: IterableDataset, *, workers: int, max_bad_share: float) -> None:
+        self.dataset, self.workers, self.max_bad_share = dataset, workers, max_bad_share
 
     def __iter__(self) -> Iterator[Batch]:
-        tallies = []
-        for made in run_workers(self.streams, self.workers):
-            if isinstance(made, SampleStats):
-                tallies.append(made.plain())
+        stats = []
+        for item in run_workers(self.dataset, self.workers):
+            if isinstance(item, SampleStats):
+                stats.append(item.plain())
             else:
-                yield made
-        total = merge_stats(tallies, self.max_bad_share)
+                yield item
+        total = merge_stats(stats, self.max_bad_share)
         total.check()
         if not total.clean:
             log.warning(total.report())
 
 
+def sequential_loader(
+    reader: SequentialReader, *, workers: int, max_bad_share: float, rank: int, processes: int
+) -> SequentialLoader:
+    """One process's batches of a `SequentialReader`, the same in each pass."""
+    workers = min(workers, sum(reader.shards.counts))
+    return SequentialLoader(
+        ReaderDataset(reader, rank=rank, processes=processes), workers=workers, max_bad_share=max_bad_share
+    )
+
+
 class StreamDataset(IterableDataset):
-    """Some streams, one for each worker of a DataLoader; without workers there is one."""
+    """Streams by number and state, one for each DataLoader worker; without workers there is one."""
 
     def __init__(self, recipe: Recipe, streams: Sequence[tuple[int, StreamState]]) -> None:
         self.recipe, self.streams = recipe, streams
 
-    def __iter__(self) -> Iterator[Made]:
+    def __iter__(self) -> Iterator[StreamBatch]:
         worker = get_worker_info()
-        number, begin = self.streams[worker.id if worker else 0]
-        return iter(Stream(self.recipe, number=number, begin=begin))
+        number, state = self.streams[worker.id if worker else 0]
+        return iter(Stream(self.recipe, number=number, state=state))
 
 
 class StreamLoader:
-    """Endless batches; a pass is as many as each process can fill of an epoch. Workers live until `close`.
+    """Endless batches; an epoch has as many as every process can fill from all samples. Workers live until `close`.
 
-    What could not be used is logged for each epoch of the data when it is over, and at the end of a pass for those
-    that are not. Raises ValueError where its share passes the recipe's `max_bad_share`, and where there is no batch.
+    Samples that could not be used are logged for each epoch of the data when it is over, and for open epochs at the end
+    of a pass. Raises UserError where their share passes the recipe's `max_bad_share`, and where there is no batch.
     """
 
     def __init__(self, *, recipe: Recipe, workers: int, progress: Progress, trained: Callable[[], int | None]) -> None:
         self.recipe, self.workers = recipe, workers
         length = whole_batches(recipe.plan.samples, recipe.batch_size)
-        self.passes = EpochIterator(begin=progress, length=length, trained=trained)
-        self.counts = counts_of(recipe, progress)
+        self.epochs = EpochIterator(start=progress, length=length, trained=trained)
+        self.stats = new_stats(recipe, progress)
         self.batches: Iterator[tuple[Batch, Progress]] | None = None
 
     def __len__(self) -> int:
-        return self.passes.length
+        return self.epochs.length
 
     def __iter__(self) -> Iterator[Batch]:
         if self.batches is None:
-            progress = self.passes.last()
-            self.counts = counts_of(self.recipe, progress)
-            self.batches = endless(in_turn(self.recipe, self.workers, progress), progress, self.counts, len(self))
-        return self.passes.walk(self.batches)
+            progress = self.epochs.last_fetched()
+            self.stats = new_stats(self.recipe, progress)
+            self.batches = endless(self.recipe, self.workers, progress, self.stats, log_every=len(self))
+        return self.epochs.iterate(self.batches)
 
     def close(self) -> None:
-        """Ends the workers; the place stays, and another pass would go on there."""
+        """Ends the workers; the position stays, and another pass would continue there."""
         self.batches = None
 
     def saved(self) -> dict[str, Any]:
-        """The place of all processes after the last batch that was trained with. Every process must ask for it."""
-        progress = self.passes.place()
-        layout = Layout(world_size(), len(progress.places))
+        """The position of all processes after the last batch that was trained with. A collective call."""
+        progress = self.epochs.last_trained()
+        layout = Layout(world_size(), len(progress.states))
         return checkpoint(self.recipe.plan, layout, gather_objects(progress.plain()))
 
     def state_dict(self) -> dict[str, Any]:
@@ -224,53 +227,44 @@ class StreamLoader:
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: a loader is made where it goes on."""
+        """Does nothing: a loader is made at the position where it continues."""
 
 
 def endless(
-    work: Iterable[Made], progress: Progress, counts: ProcessStats, length: int
+    recipe: Recipe, workers: int, progress: Progress, stats: ProcessStats, *, log_every: int
 ) -> Iterator[tuple[Batch, Progress]]:
-    """All batches of a process from where it is, and the progress after each; every `length` batches it reports.
+    """All batches of a process from `progress` on, and the progress after each; the workers yield them in turn.
 
-    No method of the loader, which would hold itself by it: workers are to end when nobody has the loader any more.
+    A free function, so that the loader can be garbage-collected and its workers stop.
     """
-    for made in work:
-        progress = after(progress, made, counts)
-        if progress.drawn % length == 0:
-            counts.say_so_far()
+    n, rank = len(progress.states), rank_and_world_size()[0]
+    turns = [(progress.batches + at) % n for at in range(n)]
+    dataset = StreamDataset(recipe, [(rank * n + turn, progress.states[turn]) for turn in turns])
+    for made in run_workers(dataset, workers):
+        states, turn = list(progress.states), progress.batches % n
+        states[turn] = made.state
+        stats.update(turn, made.stats)
+        stats.close_epochs([min(epochs) for epochs in zip(*(state.oldest_epochs() for state in states), strict=True)])
+        counted = {epoch: total.plain() for epoch, total in stats.open_epochs().items()}
+        progress = Progress(states=states, batches=progress.batches + 1, stats=counted)
+        if progress.batches % log_every == 0:
+            stats.log_open_epochs()
         yield made.batch, progress
 
 
-def in_turn(recipe: Recipe, workers: int, progress: Progress) -> Iterable[Made]:
-    """The workers give batches in turn; the one whose turn it is comes first."""
-    n, rank = len(progress.places), rank_and_world_size()[0]
-    turns = [(progress.drawn + at) % n for at in range(n)]
-    streams = StreamDataset(recipe, [(rank * n + turn, progress.places[turn]) for turn in turns])
-    return run_workers(streams, workers)
-
-
-def counts_of(recipe: Recipe, progress: Progress) -> ProcessStats:
-    """What was counted until there."""
+def new_stats(recipe: Recipe, progress: Progress) -> ProcessStats:
+    """Statistics that continue those of `progress`."""
     rank, processes = rank_and_world_size()
     return ProcessStats(
-        before=progress.tallies,
-        streams=len(progress.places),
+        before=progress.stats,
+        streams=len(progress.states),
         max_bad_share=recipe.max_bad_share,
-        whose="" if processes == 1 else f", process {rank} of {processes}",
+        suffix="" if processes == 1 else f", process {rank} of {processes}",
     )
 
 
-def after(progress: Progress, made: Made, counts: ProcessStats) -> Progress:
-    """One batch further."""
-    places, turn = list(progress.places), progress.drawn % len(progress.places)
-    places[turn] = made.after
-    counts.update(turn, made.tallies)
-    counts.settle([min(epochs) for epochs in zip(*(place.epochs() for place in places), strict=True)])
-    return Progress(places=places, drawn=progress.drawn + 1, tallies=counts.joined())
-
-
 class StreamSource(NamedTuple):
-    """Shards, what tells them from others, and how often they are drawn beside those of other sources."""
+    """Shards, a hash of their names and counts, and how often they are drawn compared with other sources."""
 
     shards: Shards
     identity: str
@@ -279,7 +273,7 @@ class StreamSource(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Streaming:
-    """How a data module streams. `buffer`: examples that each worker holds of each source."""
+    """How a data module streams. `buffer`: samples in each worker's shuffle buffer of each source."""
 
     prepare: Prepare
     batch_size: int
@@ -297,11 +291,25 @@ class Streaming:
     def loader(
         self, sources: Sequence[StreamSource], *, saved: Mapping[str, Any], trained: Callable[[], int | None]
     ) -> StreamLoader:
-        """`saved`: of a checkpoint, or empty. ValueError where it is of other data, or there is not one batch."""
-        samples = sum(sum(source.shards.counts) for source in sources)
-        workers = usable_workers(self.workers, whole_batches(samples, self.batch_size))
+        """From the beginning, or from a checkpoint's `saved` where it is not empty.
+
+        Raises UserError where the checkpoint is of other data, and where the samples do not fill one batch.
+        """
+        counts = [source.shards.counts for source in sources]
+        workers = usable_workers(self.workers, whole_batches(sum(map(sum, counts)), self.batch_size))
         layout = Layout(world_size(), max(1, workers))
-        plan, progress = self.where(sources, saved, layout)
+        plan = Plan(
+            identities=[source.identity for source in sources],
+            counts=counts,
+            seed=self.seed,
+            buffer=self.buffer,
+            streams=layout.streams,
+            first_epochs=[0] * len(sources),
+            remaining=[{} for _ in sources],
+        )
+        progress = fresh(plan, layout.workers)
+        if saved:
+            plan, progress = resume(dict(saved), plan, layout, rank=rank_and_world_size()[0])
         recipe = Recipe(
             plan=plan,
             sources=[source.shards for source in sources],
@@ -312,24 +320,52 @@ class Streaming:
         )
         return StreamLoader(recipe=recipe, workers=workers, progress=progress, trained=trained)
 
-    def where(self, sources: Sequence[StreamSource], saved: Mapping[str, Any], layout: Layout) -> tuple[Plan, Progress]:
-        """The order of samples, and this process's place in it."""
-        plan = Plan(
-            identities=[source.identity for source in sources],
-            counts=[source.shards.counts for source in sources],
-            seed=self.seed,
-            buffer=self.buffer,
-            streams=layout.streams,
-            begins=[0] * len(sources),
-            rest=[{} for _ in sources],
-        )
-        if saved:
-            return resumed(dict(saved), plan, layout, rank=rank_and_world_size()[0])
-        return plan, fresh(plan, layout.workers)
-
 
 def usable_workers(wanted: int, batches: int) -> int:
     """A worker without a batch in each epoch would only cost memory."""
     if wanted > batches:
         rank_zero_warn(f"workers={wanted}, but only {batches} batch(es) an epoch to share out: using {batches} workers")
     return min(wanted, batches)
+
+
+class ResumableData(LightningDataModule):
+    """Lightning's hooks of a data module whose training loader continues where a checkpoint was made.
+
+    A base class because Lightning finds its hooks by their names. A data module of ours has `new_train_loader`.
+    """
+
+    train_loader: MemoryLoader | StreamLoader | None = None
+    resume_state: Mapping[str, Any] = MappingProxyType({})  # that training continues from; empty: from the beginning
+
+    def new_train_loader(self) -> MemoryLoader | StreamLoader:
+        raise NotImplementedError
+
+    def train_dataloader(self) -> MemoryLoader | StreamLoader:
+        self.train_loader = self.new_train_loader()
+        return self.train_loader
+
+    def memory_loader(self, table: Held, order: Order) -> MemoryLoader:
+        """The training loader of a set in memory."""
+        loader = MemoryLoader(table=table, order=order, trained=self.batches_trained)
+        if self.resume_state:
+            loader.load_state_dict(dict(self.resume_state))
+        return loader
+
+    def batches_trained(self) -> int | None:
+        """How many batches of its present epoch the trainer has taken; None without a trainer."""
+        return None if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of all processes. Lightning does not load its own copy after a checkpoint at an epoch's end."""
+        return {} if self.train_loader is None else self.train_loader.saved()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.resume_state = state_dict
+
+    def teardown(self, stage: str) -> None:
+        """Workers end with the training, however it ends; its position can still be saved."""
+        if self.train_loader is not None:
+            self.train_loader.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.teardown("fit")

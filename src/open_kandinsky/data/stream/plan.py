@@ -1,15 +1,14 @@
-"""What a stream asks of its sources, and of what makes batches of them.
+"""Which samples each stream reads, in which order, and where it stands.
 
-Where a stream is: in each of its sources, and in all.
-
-What each stream reads in each epoch: a pure function of seed, source, epoch and stream.
-
-One stream's way through one source: undecoded samples, epoch after epoch, without end.
+A stream is one worker of one process. `Plan` assigns it a part of every epoch of every source: a pure function of seed,
+source, epoch and stream, so that a position in the data is a few numbers. `Cursor` reads that part from the shards,
+epoch after epoch. `StreamState` is what a checkpoint keeps of a stream. `Shards` and `Prepare` are what a stream needs
+of a source and of whatever makes rows of its samples.
 """
 
 import random
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -18,123 +17,117 @@ import numpy as np
 from open_kandinsky.data.memory import Batch
 from open_kandinsky.data.stream import permutation
 from open_kandinsky.data.stream.permutation import Intervals, Numbers, Permutation
-from open_kandinsky.data.tar.stats import JUDGED_FROM, SampleStats
+from open_kandinsky.data.tar.stats import MIN_JUDGED, SampleStats
 
+MIN_JUDGED_SHARDS = 10
 
-@runtime_checkable
-class Example(Protocol):
-    """An undecoded sample. `key` names it in the log, `url` is its shard."""
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def url(self) -> str: ...
+SampleIndex = tuple[int, int, int, int]  # source, epoch, shard, position
+Remaining = dict[int, Intervals]  # epoch -> the samples that remain of it
 
 
 @runtime_checkable
 class Shards(Protocol):
-    """Shards of one source. `counts`: how many samples each holds, as the index says."""
+    """The shards of one source. `counts`: how many samples each holds, as the index says."""
 
     @property
     def counts(self) -> Sequence[int]: ...
 
-    def read(self, shard: int, wanted: Sequence[int], tally: SampleStats) -> Iterator[tuple[int, Any]]:
-        """Position in the shard and undecoded example, for those of `wanted` (ascending) that can be read.
+    def read(self, shard: int, wanted: Sequence[int], stats: SampleStats) -> Iterator[tuple[int, Any]]:
+        """Position and undecoded sample of each of the positions `wanted` (ascending) that can be read.
 
-        Those that cannot are added to `tally` before what follows them is given, and once each.
+        Those that cannot be read are added to `stats`, once each, before the samples behind them are yielded. A sample
+        has a `key`, which names it in the log, and a `url`, its shard's.
         """
         ...
 
 
 @runtime_checkable
 class Prepare(Protocol):
-    """Makes rows of examples. Both raise BadSample for one that cannot be used."""
+    """Makes rows of samples. Both methods raise BadSample for one that cannot be used."""
 
-    def bucket(self, example: Any, /) -> Hashable:
-        """What a batch must have in common, told without decoding: the size of its images."""
+    def bucket(self, sample: Any, /) -> Hashable:
+        """What all samples of a batch have in common, known without decoding: the size of their images."""
         ...
 
-    def row(self, example: Any, bucket: Hashable, draws: random.Random, /) -> Batch:
-        """One row of a batch, decoded. `draws`: the only random numbers that it may use."""
+    def row(self, sample: Any, bucket: Hashable, rng: random.Random, /) -> Batch:
+        """One row of a batch, decoded. `rng`: the only random numbers that it may use."""
         ...
-
-
-Sample = tuple[int, int, int, int]  # source, epoch, shard, position
 
 
 @dataclass(frozen=True)
 class SourcePosition:
-    """In one source: the epoch, how many of its samples were given out, and which read ones cannot be used at all.
+    """The position of a stream in one source: the epoch, and how many of its samples were emitted.
 
-    `lost`: numbers of samples that could not be read, are counted, and whose turn has not come.
+    `unreadable`: numbers of samples that could not be read, are counted, and whose turn has not come.
     """
 
     epoch: int
-    taken: int = 0
-    lost: Sequence[int] = ()
+    emitted: int = 0
+    unreadable: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
 class StreamState:
-    """After a batch. `drawn`: how often a source was drawn. `waiting`: samples that wait for others of their size."""
+    """A stream's state after a batch.
 
-    places: Sequence[SourcePosition]
-    drawn: int = 0
-    waiting: Sequence[Sample] = ()
+    `draws`: how often a source was drawn. `waiting`: samples that wait for others of their size.
+    """
 
-    def epochs(self) -> list[int]:
-        """For each source the oldest epoch of which this stream has something to come."""
-        waiting = [(source, epoch) for source, epoch, _, _ in self.waiting]
-        return [min([p.epoch, *(e for s, e in waiting if s == source)]) for source, p in enumerate(self.places)]
+    positions: Sequence[SourcePosition]
+    draws: int = 0
+    waiting: Sequence[SampleIndex] = ()
+
+    def oldest_epochs(self) -> list[int]:
+        """For each source the oldest epoch of which this stream has samples to come."""
+        epochs = [[position.epoch] for position in self.positions]
+        for source, epoch, _, _ in self.waiting:
+            epochs[source].append(epoch)
+        return [min(some) for some in epochs]
 
     def plain(self) -> dict[str, Any]:
         """For a checkpoint: lists, dicts and numbers."""
-        return asdict(self)
+        places = [{"epoch": p.epoch, "taken": p.emitted, "lost": p.unreadable} for p in self.positions]
+        return {"places": places, "drawn": self.draws, "waiting": self.waiting}
 
 
 def state_from_plain(plain: dict[str, Any]) -> StreamState:
-    """Undoes `StreamPlace.plain`."""
+    """The inverse of `StreamState.plain`."""
+    positions = [SourcePosition(place["epoch"], place["taken"], place["lost"]) for place in plain["places"]]
     waiting = [(source, epoch, shard, position) for source, epoch, shard, position in plain["waiting"]]
-    return StreamState([SourcePosition(**place) for place in plain["places"]], plain["drawn"], waiting)
-
-
-JUDGED_SHARDS = 10
-
-Rest = dict[int, Intervals]  # epoch -> the samples that remain of it
+    return StreamState(positions, plain["drawn"], waiting)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """One stream's part of one epoch of one source: spans in the order of reading, and the order of giving out."""
+class Assignment:
+    """One stream's part of one epoch of one source: intervals in reading order, and the order of emission."""
 
-    spans: Intervals
+    intervals: Intervals
     order: Permutation
 
-    def left(self, place: SourcePosition) -> Intervals:
-        """The samples that were not given out, but for those that cannot be read."""
-        held, coming = self.order.left(place.taken)
-        held = np.setdiff1d(held, np.array(place.lost, dtype=np.int64))
-        return permutation.merged(
-            [permutation.located(self.spans, held), permutation.between(self.spans, coming, self.order.n)]
-        )
+    def remaining(self, position: SourcePosition) -> Intervals:
+        """The samples that were not emitted, without those that cannot be read."""
+        buffered, entering = self.order.remaining(position.emitted)
+        buffered = np.setdiff1d(buffered, np.array(position.unreadable, dtype=np.int64))
+        rest = permutation.slice_numbers(self.intervals, entering, self.order.n)
+        return permutation.merge([permutation.locate(self.intervals, buffered), rest])
 
-    def to_read(self, place: SourcePosition) -> Iterator[tuple[int, Numbers, Numbers]]:
+    def to_read(self, position: SourcePosition) -> Iterator[tuple[int, Numbers, Numbers]]:
         """For each shard that is still needed: the numbers and the positions of the samples to read, ascending."""
-        held, coming = self.order.left(place.taken)
-        held = np.setdiff1d(held, np.array(place.lost, dtype=np.int64))
-        for shard, numbers, positions in permutation.by_shard(self.spans):
-            wanted = (numbers >= coming) | np.isin(numbers, held)
+        buffered, entering = self.order.remaining(position.emitted)
+        buffered = np.setdiff1d(buffered, np.array(position.unreadable, dtype=np.int64))
+        for shard, numbers, positions in permutation.by_shard(self.intervals):
+            wanted = (numbers >= entering) | np.isin(numbers, buffered)
             if wanted.any():
                 yield shard, numbers[wanted], positions[wanted]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`identities`: what tells each source from other data. `counts`: the samples in each of its shards.
+    """The assignment of samples to streams.
 
-    `buffer`: samples that a stream holds of each source. `begins`: for each source the first epoch. `rest`: for each
-    source what remains of epochs that were begun by another number of streams; the others are whole.
+    `identities`: a hash of each source. `counts`: for each source the samples in each shard. `buffer`: samples of each
+    source in a stream's shuffle buffer. `first_epochs`: of each source. `remaining`: for each source what remains of
+    epochs that were begun by another number of streams; other epochs are read whole.
     """
 
     identities: Sequence[str]
@@ -142,35 +135,32 @@ class Plan:
     seed: int
     buffer: int
     streams: int
-    begins: Sequence[int]
-    rest: Sequence[Rest]
+    first_epochs: Sequence[int]
+    remaining: Sequence[Remaining]
 
     def facts(self) -> dict[str, Any]:
-        """What must be the same for a place to mean the same."""
+        """What must be equal for a position to mean the same."""
         return {"sources": list(self.identities), "seed": self.seed, "shuffle_buffer": self.buffer}
 
     @cached_property
     def samples(self) -> int:
-        """How many there are in all sources together."""
+        """The number of samples of all sources."""
         return sum(sum(counts) for counts in self.counts)
 
     @cached_property
-    def judged_from(self) -> int:
-        """How many samples a stream reads before it judges them: one broken shard is not a broken set."""
-        return max(JUDGED_FROM, JUDGED_SHARDS * self.samples // sum(len(counts) for counts in self.counts))
+    def min_judged(self) -> int:
+        """How many samples a stream reads before too many bad ones end it: one broken shard is not a broken set."""
+        return max(MIN_JUDGED, MIN_JUDGED_SHARDS * self.samples // sum(len(counts) for counts in self.counts))
 
-    def epoch(self, source: int, epoch: int) -> Intervals:
-        """What all streams together read in an epoch."""
-        rest = self.rest[source].get(epoch)
-        return permutation.whole(self.counts[source]) if rest is None else rest
-
-    def share(self, source: int, epoch: int, stream: int) -> Share:
-        """Parts go round from epoch to epoch: where samples are fewer than streams, each stream has one at times."""
-        seed = f"{self.seed}/{source}/{epoch}"
-        order = permutation.shuffled(self.epoch(source, epoch), shards=len(self.counts[source]), seed=seed)
-        mine = permutation.part(order, (stream + epoch) % self.streams, self.streams)
-        through = Permutation(n=permutation.size(mine), buffer=self.buffer, seed=f"{seed}/{stream}")
-        return Share(spans=mine, order=through)
+    def assignment(self, source: int, epoch: int, stream: int) -> Assignment:
+        """Parts rotate from epoch to epoch: with fewer samples than streams, each stream has one now and then."""
+        seed, counts = f"{self.seed}/{source}/{epoch}", self.counts[source]
+        intervals = self.remaining[source].get(epoch)
+        intervals = permutation.all_samples(counts) if intervals is None else intervals
+        shuffled = permutation.shuffle_shards(intervals, shards=len(counts), seed=seed)
+        part = permutation.split(shuffled, (stream + epoch) % self.streams, self.streams)
+        order = Permutation(n=permutation.total(part), buffer=self.buffer, seed=f"{seed}/{stream}")
+        return Assignment(intervals=part, order=order)
 
 
 class SampleRef(NamedTuple):
@@ -180,16 +170,18 @@ class SampleRef(NamedTuple):
     epoch: int
     shard: int
     position: int
-    example: Any
+    sample: Any
 
-    def place(self) -> Sample:
+    @property
+    def index(self) -> SampleIndex:
         return self.source, self.epoch, self.shard, self.position
 
 
 class Cursor:
-    """Gives samples out in the order of its shares, reading ahead no more than a share's buffer.
+    """Emits the undecoded samples of one source in the order of its assignments, epoch after epoch, without end.
 
-    `share` says what is this stream's of an epoch; `tally` is told of samples that cannot be read in an epoch.
+    It reads ahead no further than the shuffle buffer. `assignment`: epoch -> what this stream reads of it; `stats`:
+    epoch -> where samples that cannot be read are counted.
     """
 
     def __init__(
@@ -197,46 +189,43 @@ class Cursor:
         *,
         source: int,
         shards: Shards,
-        share: Callable[[int], Share],
-        tally: Callable[[int], SampleStats],
-        place: SourcePosition,
+        assignment: Callable[[int], Assignment],
+        stats: Callable[[int], SampleStats],
+        position: SourcePosition,
     ) -> None:
-        self.source, self.shards, self.share, self.tally = source, shards, share, tally
-        self.epoch, self.taken, self.lost = place.epoch, place.taken, set(place.lost)
-        self.held: dict[int, SampleRef] = {}
+        self.source, self.shards, self.assignment, self.stats = source, shards, assignment, stats
+        self.epoch, self.emitted, self.unreadable = position.epoch, position.emitted, set(position.unreadable)
+        self.buffered: dict[int, SampleRef] = {}
 
-    def place(self) -> SourcePosition:
-        """Where it is; a cursor that begins there gives out what this one would."""
-        return SourcePosition(self.epoch, self.taken, sorted(self.lost))
+    def position(self) -> SourcePosition:
+        """A cursor that begins here emits what this one would emit next."""
+        return SourcePosition(self.epoch, self.emitted, sorted(self.unreadable))
 
     def samples(self) -> Iterator[SampleRef | None]:
-        """Without end; None in the place of a sample that cannot be read."""
+        """Endless; None in the place of a sample that cannot be read."""
         while True:
-            share = self.share(self.epoch)
-            reading, reached = self.reading(share), 0
-            for number in share.order.given(self.taken):
-                while reached <= number and number not in self.lost:
-                    reached = next(reading)
-                self.taken += 1
-                self.lost.discard(number)
-                yield self.held.pop(number, None)
-            self.epoch, self.taken = self.epoch + 1, 0
+            assignment = self.assignment(self.epoch)
+            reader, read = self.read(assignment), 0
+            for number in assignment.order.iterate(self.emitted):
+                while read <= number and number not in self.unreadable:
+                    read = next(reader)
+                self.emitted += 1
+                self.unreadable.discard(number)
+                yield self.buffered.pop(number, None)
+            self.epoch, self.emitted = self.epoch + 1, 0
 
-    def reading(self, share: Share) -> Iterator[int]:
-        """Reads what was not given out into `held` or `lost`, and says each time before which number all is read."""
-        for shard, numbers, positions in share.to_read(self.place()):
+    def read(self, assignment: Assignment) -> Iterator[int]:
+        """Reads samples into `buffered`; yields the number before which all samples are read or unreadable."""
+        for shard, numbers, positions in assignment.to_read(self.position()):
             expected = iter(zip(numbers.tolist(), positions.tolist(), strict=True))
-            for position, example in self.shards.read(shard, positions.tolist(), self.tally(self.epoch)):
-                number = self.lose_until(expected, position)
-                self.held[number] = SampleRef(self.source, self.epoch, shard, position, example)
+            for position, sample in self.shards.read(shard, positions.tolist(), self.stats(self.epoch)):
+                for number, expected_position in expected:
+                    if expected_position == position:
+                        break
+                    self.unreadable.add(number)
+                else:
+                    raise AssertionError(f"position {position} was not wanted, or comes twice")
+                self.buffered[number] = SampleRef(self.source, self.epoch, shard, position, sample)
                 yield number + 1
-            self.lost.update(number for number, _ in expected)
+            self.unreadable.update(number for number, _ in expected)
             yield int(numbers[-1]) + 1
-
-    def lose_until(self, expected: Iterator[tuple[int, int]], position: int) -> int:
-        """The number of the sample at `position`; those before it could not be read."""
-        for number, expected_position in expected:
-            if expected_position == position:
-                return number
-            self.lost.add(number)
-        raise AssertionError(f"position {position} was not asked for, or comes twice")

@@ -1,4 +1,7 @@
-"""One endless stream of batches, and after each of them the place from which another could go on."""
+"""One endless stream of batches: samples of several sources, drawn by weight, decoded and grouped by size.
+
+After each batch the stream has a state from which another stream would continue with the same batches.
+"""
 
 import random
 from bisect import bisect
@@ -11,23 +14,23 @@ from typing import NamedTuple
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.memory import Batch
 from open_kandinsky.data.stream.batches import Bucket, BucketBatcher, RowMaker
-from open_kandinsky.data.stream.plan import Cursor, Plan, Prepare, Sample, SampleRef, Shards, StreamState
-from open_kandinsky.data.stream.tallies import Epoch, Plain, StreamStats
+from open_kandinsky.data.stream.plan import Cursor, Plan, Prepare, SampleIndex, SampleRef, Shards, StreamState
+from open_kandinsky.data.tar.stats import Epoch, Plain, StreamStats
 
-IN_A_ROW = 100_000
+MAX_BAD_IN_A_ROW = 100_000
 
 
-class Made(NamedTuple):
-    """A batch, where its stream is after it, and what this stream has counted in the epochs that it is in."""
+class StreamBatch(NamedTuple):
+    """A batch, the stream's state after it, and what the stream has counted in the epochs that it is in."""
 
     batch: Batch
-    after: StreamState
-    tallies: dict[Epoch, Plain]
+    state: StreamState
+    stats: dict[Epoch, Plain]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What makes batches of the samples that a plan names. `weights`: how often each source is drawn."""
+    """Everything that decides a stream's batches. `weights`: how often each source is drawn."""
 
     plan: Plan
     sources: Sequence[Shards]
@@ -38,92 +41,89 @@ class Recipe:
 
 
 class Stream:
-    """The stream `number` of a plan, from `begin` on.
+    """The batches of stream `number` of the recipe's plan, from `state` on.
 
-    Raises ValueError where more than `max_bad_share` of what was read cannot be used, and where nothing can be.
+    Raises UserError where more than `max_bad_share` of the samples read cannot be used, and where none can.
     """
 
-    def __init__(self, recipe: Recipe, *, number: int, begin: StreamState) -> None:
-        self.recipe, self.number, self.begin, self.drawn = recipe, number, begin, begin.drawn
-        self.tallies = StreamStats()
-        self.rows = RowMaker(prepare=recipe.prepare, seed=recipe.plan.seed, tallies=self.tallies)
-        self.queues = BucketBatcher(self.rows)
-        self.cursors = [self.cursor(source) for source in range(len(recipe.sources))]
+    def __init__(self, recipe: Recipe, *, number: int, state: StreamState) -> None:
+        self.recipe, self.number, self.resumed, self.draws = recipe, number, state, state.draws
+        self.stats = StreamStats()
+        self.rows = RowMaker(prepare=recipe.prepare, seed=recipe.plan.seed, stats=self.stats)
+        self.batcher = BucketBatcher(self.rows)
+        self.cursors = [
+            Cursor(
+                source=source,
+                shards=shards,
+                assignment=partial(recipe.plan.assignment, source, stream=number),
+                stats=partial(self.stats.of, source),
+                position=state.positions[source],
+            )
+            for source, shards in enumerate(recipe.sources)
+        ]
         self.samples = [cursor.samples() for cursor in self.cursors]
-        self.marks = list(accumulate(recipe.weights))
-        self.bad = 0
+        self.cumulative_weights = list(accumulate(recipe.weights))
+        self.bad_when_judged = 0
 
-    def cursor(self, source: int) -> Cursor:
-        return Cursor(
-            source=source,
-            shards=self.recipe.sources[source],
-            share=partial(self.recipe.plan.share, source, stream=self.number),
-            tally=lambda epoch: self.tallies[source, epoch],
-            place=self.begin.places[source],
-        )
-
-    def __iter__(self) -> Iterator[Made]:
-        for found in find_again(self.recipe.sources, self.begin.waiting, self.tallies):
-            self.queues.put(found)
-        for queue in self.queues.all():
-            yield from self.full(queue)
+    def __iter__(self) -> Iterator[StreamBatch]:
+        for sample in read_again(self.recipe.sources, self.resumed.waiting, self.stats):
+            self.batcher.add(sample)
+        for bucket in list(self.batcher.buckets.values()):
+            yield from self.full_batches(bucket)
         while True:
-            yield from self.full(self.put_next())
+            yield from self.full_batches(self.add_next())
             self.judge()
 
-    def full(self, queue: Bucket) -> Iterator[Made]:
-        """The batches that one queue can fill."""
-        for batch in queue.full(self.recipe.batch_size):
-            yield Made(batch, self.place(), self.tallies.plain())
-            self.tallies.forget(before=self.place().epochs())
+    def full_batches(self, bucket: Bucket) -> Iterator[StreamBatch]:
+        for batch in bucket.full_batches(self.recipe.batch_size):
+            yield StreamBatch(batch, self.state(), self.stats.plain())
+            self.stats.drop_before(self.state().oldest_epochs())
 
-    def place(self) -> StreamState:
-        """Where the stream is; one that begins there goes on as this one does."""
-        return StreamState([cursor.place() for cursor in self.cursors], self.drawn, self.queues.places())
+    def state(self) -> StreamState:
+        """A stream that begins here yields the batches that this one would yield next."""
+        return StreamState([cursor.position() for cursor in self.cursors], self.draws, self.batcher.waiting())
 
-    def put_next(self) -> Bucket:
-        """The queue that the next sample waits in; its source is drawn once, for one that can be used."""
-        source = self.draw()
-        for _ in range(min(self.recipe.plan.samples, IN_A_ROW)):
-            found = next(self.samples[source])
-            queue = None if found is None else self.queues.put(found)
-            if queue is not None:
-                return queue
+    def add_next(self) -> Bucket:
+        """The bucket that the next usable sample was added to. Its source is drawn once, whatever is bad before it."""
+        self.draws += 1
+        draw = random.Random(f"{self.recipe.plan.seed}/{self.number}/{self.draws}").random()
+        weights = self.cumulative_weights
+        source = bisect(weights, draw * weights[-1], hi=len(weights) - 1)
+        for _ in range(min(self.recipe.plan.samples, MAX_BAD_IN_A_ROW)):
+            sample = next(self.samples[source])
+            bucket = None if sample is None else self.batcher.add(sample)
+            if bucket is not None:
+                return bucket
             self.judge()
-        raise self.nothing()
-
-    def draw(self) -> int:
-        """The next sample's source: decided by seed, stream, and how many were drawn."""
-        self.drawn += 1
-        draw = random.Random(f"{self.recipe.plan.seed}/{self.number}/{self.drawn}").random()
-        return bisect(self.marks, draw * self.marks[-1], hi=len(self.marks) - 1)
+        raise self.nothing_usable()
 
     def judge(self) -> None:
-        """Raises ValueError where too many samples, or all, cannot be used.
+        """Raises UserError where too many samples, or all, cannot be used.
 
-        Bad samples are counted when they are met, good ones when their batch is made; those in between speak for them.
+        Bad samples are counted when they are met and good ones when their batch is made, so samples in between are
+        taken for good here.
         """
-        if self.tallies.bad() == self.bad:
+        if self.stats.bad() == self.bad_when_judged:
             return
-        self.bad = self.tallies.bad()
-        if self.rows.undecodable >= min(self.recipe.plan.samples, IN_A_ROW):
-            raise self.nothing()
-        total = self.tallies.joined(self.recipe.max_bad_share)
-        total.seen += sum(len(cursor.held) for cursor in self.cursors) + len(self.queues.places())
-        if total.seen >= self.recipe.plan.judged_from:
+        self.bad_when_judged = self.stats.bad()
+        if self.rows.bad_in_a_row >= min(self.recipe.plan.samples, MAX_BAD_IN_A_ROW):
+            raise self.nothing_usable()
+        total = self.stats.merged(self.recipe.max_bad_share)
+        total.seen += sum(len(cursor.buffered) for cursor in self.cursors) + len(self.batcher.waiting())
+        if total.seen >= self.recipe.plan.min_judged:
             total.check()
 
-    def nothing(self) -> ValueError:
-        report = self.tallies.joined(1.0).report()
+    def nothing_usable(self) -> UserError:
+        report = self.stats.merged(1.0).report()
         return UserError(f"no sample can be used any more, so no batch would ever come:\n{report}")
 
 
-def find_again(sources: Sequence[Shards], waiting: Sequence[Sample], tallies: StreamStats) -> list[SampleRef]:
-    """The samples that lie there, read again, in their order."""
-    found: dict[Sample, SampleRef] = {}
-    for (source, epoch, shard), some in groupby(sorted(waiting), key=lambda sample: sample[:3]):
-        positions = [sample[3] for sample in some]
-        for position, example in sources[source].read(shard, positions, tallies[source, epoch]):
-            sample = source, epoch, shard, position
-            found[sample] = SampleRef(*sample, example)
-    return [found[sample] for sample in waiting if sample in found]
+def read_again(sources: Sequence[Shards], waiting: Sequence[SampleIndex], stats: StreamStats) -> list[SampleRef]:
+    """The samples that waited for their batch when a stream was saved, in their order."""
+    samples: dict[SampleIndex, SampleRef] = {}
+    for (source, epoch, shard), same_shard in groupby(sorted(waiting), key=lambda index: index[:3]):
+        positions = [index[3] for index in same_shard]
+        for position, sample in sources[source].read(shard, positions, stats.of(source, epoch)):
+            ref = SampleRef(source, epoch, shard, position, sample)
+            samples[ref.index] = ref
+    return [samples[index] for index in waiting if index in samples]

@@ -1,8 +1,7 @@
-"""From what a person writes (a folder, a pattern, a brace range, a list) to the shards it means.
+"""Addresses of tar shards: expanded from what a person writes, and opened wherever they lie.
 
-Bytes of a shard wherever it lies: on this machine, behind any protocol that fsspec knows, or out of a command.
-
-A request that fails is asked again, from where it failed; none waits for ever.
+Addresses are files of this machine, anything that fsspec knows, or the output of a `pipe:` command. A request that
+fails is repeated where it failed, a few times, and every request has a time limit.
 """
 
 import errno
@@ -17,78 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from braceexpand import braceexpand
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
 from webdataset.gopen import gopen
+from webdataset.shardlists import expand_urls
 
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.suggest import nearest
-
-
-def shard_urls(urls: str | list[str], *, allow_pipe: bool = False) -> list[str]:
-    """Every shard that `urls` names: a folder (its *.tar, sorted), a glob, a brace range, an address, or a list.
-
-    An address is anything that fsspec knows (s3://, gs://, https:// ...); one with wildcards, or of a folder (`/` at
-    its end), is looked up there, any other is taken as it is. Raises ValueError, saying what was found instead, where
-    nothing is there, or a package is missing. `pipe:` addresses run shell commands: refused unless `allow_pipe`.
-    """
-    given = [urls] if isinstance(urls, str) else list(urls)
-    if not given or not all(given):
-        raise UserError(f"no shards named: urls={urls!r}; give a folder of .tar files, a pattern or a list")
-    return [shard for url in given for shard in expand(str(url), allow_pipe)]
-
-
-def expand(url: str, allow_pipe: bool) -> list[str]:
-    """The shards of one entry."""
-    if url.startswith("pipe:"):
-        return [piped(url, allow_pipe)]
-    expanded = list(braceexpand(url)) if "{" in url and not Path(url).exists() else [url]
-    return [shard for one in expanded for shard in (remote(one) if REMOTE.match(one) else local(one))]
-
-
-def piped(url: str, allow_pipe: bool) -> str:
-    """The address itself, where running its command was allowed."""
-    if not allow_pipe:
-        raise UserError(f"{url!r} would run a shell command; set allow_pipe=true if you trust where it comes from")
-    return url
-
-
-def remote(url: str) -> list[str]:
-    """Files behind a protocol: of a folder, of a glob, or the one file, which is not looked for yet."""
-    filesystem(url)
-    if not (found := listed(url)):
-        raise UserError(f"no shard at {url!r}: the listing there has no such file")
-    return found
-
-
-def local(url: str) -> list[str]:
-    """Files on this machine: of a folder, of a glob, or the one file."""
-    path = Path(url).expanduser()
-    if path.is_file():
-        return [str(path)]
-    if path.is_dir():
-        return sorted(str(shard) for shard in path.glob("*.tar")) or refuse_folder(path)
-    return sorted(glob.glob(str(path))) or refuse_missing(path)
-
-
-def refuse_folder(path: Path) -> list[str]:
-    """The folder is there and holds no shard: name what it holds."""
-    held = sorted(child.name for child in path.iterdir())
-    below = sorted({str(tar.parent) for tar in path.glob("*/*.tar")})
-    found = f"it holds {', '.join(held[:5])}{' ...' if len(held) > 5 else ''}" if held else "it is empty"
-    remedy = f"did you mean {below[0]!r}?" if below else "write shards with img2dataset (output_format=webdataset)"
-    raise UserError(f"no .tar file in the folder {str(path)!r}: {found}; {remedy}")
-
-
-def refuse_missing(path: Path) -> list[str]:
-    """Nothing has that name: name the nearest that exists."""
-    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
-    missing = path.absolute().relative_to(parent).parts[0]
-    near = nearest(missing, [child.name for child in parent.iterdir()])
-    found = f"did you mean {str(parent / near)!r}?" if near else f"{str(parent)!r} has no such name"
-    raise UserError(f"no shard at {str(path)!r}: {found}")
-
 
 REMOTE = re.compile(r"[a-z][a-z0-9+]*://")
 WILDCARD = re.compile(r"://[^/]*/[^?]*[*\[]")  # neither in a host nor in a query
@@ -98,6 +32,73 @@ ATTEMPTS = 4
 PAUSE = 1.0  # seconds before the second attempt; doubled before each other
 REFUSED = (401, 403)
 NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError")
+
+
+def shard_urls(urls: str | list[str], *, allow_pipe: bool = False) -> list[str]:
+    """Every shard that `urls` names: a folder (its *.tar, sorted), a glob, a brace range, an address, or a list.
+
+    Braces are expanded as webdataset does it. An address is anything that fsspec knows (s3://, gs://, https:// ...);
+    one with wildcards, or of a folder (`/` at its end), is looked up there, any other is taken as it is. Raises
+    UserError, saying what was found instead, where nothing is there, or a package is missing. `pipe:` addresses run
+    shell commands: refused unless `allow_pipe`.
+    """
+    entries = [urls] if isinstance(urls, str) else list(urls)
+    if not entries or not all(entries):
+        raise UserError(f"no shards named: urls={urls!r}; give a folder of .tar files, a pattern or a list")
+    return [shard for url in entries for shard in expand(str(url), allow_pipe)]
+
+
+def expand(url: str, allow_pipe: bool) -> list[str]:
+    """The shards of one entry."""
+    if url.startswith("pipe:"):
+        if not allow_pipe:
+            raise UserError(f"{url!r} would run a shell command; set allow_pipe=true if you trust where it comes from")
+        return [url]
+    try:
+        expanded = expand_urls(url) if "{" in url and not Path(url).exists() else [url]
+    except AssertionError as error:  # webdataset's word for ${NAME} without WDS_NAME in the environment
+        raise UserError(f"{url!r}: {error}; set it, or write the address out") from error
+    return [shard for one in expanded for shard in (remote_shards(one) if REMOTE.match(one) else local_shards(one))]
+
+
+def remote_shards(url: str) -> list[str]:
+    """Files behind a protocol: of a folder (`/` at its end), of a glob, or the one file, which is not looked up yet."""
+    pattern = f"{url}*.tar" if url.endswith("/") else url
+    system, path = filesystem(pattern)
+    if not WILDCARD.search(pattern):
+        return [url]
+    found = retry(lambda: request(system, "glob", path, timeout=TIMEOUT * ATTEMPTS), url)
+    if not found:
+        raise UserError(f"no shard at {url!r}: the listing there has no such file")
+    return sorted(system.unstrip_protocol(name) for name in found)
+
+
+def local_shards(url: str) -> list[str]:
+    """Files of this machine: of a folder, of a glob, or the one file. None of them is taken for a command."""
+    path = Path(url).expanduser()
+    if path.is_dir():
+        found = sorted(map(str, path.glob("*.tar"))) or refuse_folder(path)
+    else:
+        found = [str(path)] if path.is_file() else sorted(glob.glob(str(path))) or refuse_missing(path)
+    return [f"./{shard}" if shard.startswith("pipe:") else shard for shard in found]
+
+
+def refuse_folder(path: Path) -> list[str]:
+    """Raises UserError for a folder without a shard, naming what it holds."""
+    names = sorted(child.name for child in path.iterdir())
+    below = sorted({str(tar.parent) for tar in path.glob("*/*.tar")})
+    found = f"it holds {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" if names else "it is empty"
+    remedy = f"did you mean {below[0]!r}?" if below else "write shards with img2dataset (output_format=webdataset)"
+    raise UserError(f"no .tar file in the folder {str(path)!r}: {found}; {remedy}")
+
+
+def refuse_missing(path: Path) -> list[str]:
+    """Raises UserError for a name that nothing has, naming the nearest that exists."""
+    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+    missing = path.absolute().relative_to(parent).parts[0]
+    near = nearest(missing, [child.name for child in parent.iterdir()])
+    found = f"did you mean {str(parent / near)!r}?" if near else f"{str(parent)!r} has no such name"
+    raise UserError(f"no shard at {str(path)!r}: {found}")
 
 
 def open_url(url: str) -> io.BufferedReader:
@@ -114,7 +115,7 @@ def open_url(url: str) -> io.BufferedReader:
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of an address, and the address's path there. Raises ValueError where it cannot be met."""
+    """The file system of an address, and the path in it. Raises UserError for an unknown one or a missing package."""
     protocol = url.partition("://")[0]
     try:
         return url_to_fs(url)
@@ -124,31 +125,22 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise UserError(f"{url!r}: no file system is known by {protocol!r} ({error}); is it mistyped?") from error
 
 
-def listed(url: str) -> list[str]:
-    """The addresses that an address with wildcards stands for, or that end in .tar in a folder (`/` at its end)."""
-    pattern = f"{url}*.tar" if url.endswith("/") else url
-    if not WILDCARD.search(pattern):
-        return [url]
-    system, path = filesystem(pattern)
-    found = patiently(lambda: asked(system, "glob", path, timeout=TIMEOUT * ATTEMPTS), url)
-    return sorted(system.unstrip_protocol(name) for name in found)
-
-
 class Remote(io.RawIOBase):
-    """A file behind a protocol, read by ranges: a range that failed is asked for again.
+    """A file behind a protocol, read by ranges; a range that failed is requested again.
 
-    RawIOBase is what io's buffers read from: there is no other way to a seekable file of one's own.
+    A subclass of RawIOBase because io's buffers read from nothing else.
     """
 
     def __init__(self, url: str) -> None:
         self.url, self.at = url, 0
         self.system, self.path = filesystem(url)
-        info = details(self.system, self.path, url)
-        self.body: bytes | None = None  # all of it, where ranges are not to be had
+        info = retry(lambda: request(self.system, "info", self.path, timeout=TIMEOUT), url)
+        self.body: bytes | None = None  # the whole file, where the server has no ranges
         self.size: int = info.get("size") or 0
         if not self.size or info.get("partial") is False:
-            self.body = self.all()
-            self.size = len(self.body)
+            limit = TIMEOUT * (1 + self.size // BLOCK)
+            self.body = retry(lambda: request(self.system, "cat_file", self.path, timeout=limit), url)
+            self.size = len(self.body or b"")
 
     def readable(self) -> bool:
         return True
@@ -164,29 +156,25 @@ class Remote(io.RawIOBase):
         start, stop = self.at, min(self.at + len(buffer), self.size)
         if start >= stop:
             return 0
-        buffer[: stop - start] = patiently(lambda: self.range(start, stop), self.url)
+        buffer[: stop - start] = retry(lambda: self.range(start, stop), self.url)
         self.at = stop
         return stop - start
 
-    def all(self) -> bytes:
-        limit = TIMEOUT * (1 + self.size // BLOCK)
-        return patiently(lambda: asked(self.system, "cat_file", self.path, timeout=limit), self.url)
-
     def range(self, start: int, stop: int) -> bytes:
-        """Raises OSError where fewer bytes come than were asked for."""
+        """Raises OSError where fewer bytes come than were requested."""
         if self.body is not None:
             return self.body[start:stop]
-        data: bytes = asked(self.system, "cat_file", self.path, start=start, end=stop, timeout=TIMEOUT)
+        data: bytes = request(self.system, "cat_file", self.path, start=start, end=stop, timeout=TIMEOUT)
         if len(data) == stop - start:
             return data
         if len(data) != self.size:
             raise OSError(errno.EIO, f"{len(data)} bytes came of {stop - start}")
-        self.body = data  # the server knows no ranges and sent everything
+        self.body = data  # the server knows no ranges and sent all
         return data[start:stop]
 
 
 class Command(io.RawIOBase):
-    """What a `pipe:` command writes, by webdataset's gopen, but for reads that would wait for ever."""
+    """The output of a `pipe:` command, by webdataset's gopen, but with a time limit for each read."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -205,7 +193,7 @@ class Command(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        """The command ends too, whether or not it was read to its end."""
+        """Ends the command too, whether or not it was read to its end."""
         if not self.closed:
             self.pipe.stream.close()
             self.pipe.proc.kill()
@@ -213,23 +201,18 @@ class Command(io.RawIOBase):
         super().close()
 
 
-def details(system: fsspec.AbstractFileSystem, path: str, url: str) -> dict[str, Any]:
-    """What a file system says of a file: its size, and more."""
-    return patiently(lambda: asked(system, "info", path, timeout=TIMEOUT), url)
-
-
-def asked(system: fsspec.AbstractFileSystem, verb: str, *args: Any, timeout: float, **more: Any) -> Any:
-    """One request. TimeoutError after `timeout` seconds, where the file system can be interrupted."""
+def request(system: fsspec.AbstractFileSystem, method: str, *args: Any, timeout: float, **options: Any) -> Any:
+    """One call of a file system. TimeoutError after `timeout` seconds, where the file system can be interrupted."""
     if isinstance(system, AsyncFileSystem):
-        return sync(system.loop, getattr(system, f"_{verb}"), *args, timeout=timeout, **more)
-    return getattr(system, verb)(*args, **more)
+        return sync(system.loop, getattr(system, f"_{method}"), *args, timeout=timeout, **options)
+    return getattr(system, method)(*args, **options)
 
 
-def patiently(ask: Callable[[], Any], url: str) -> Any:
-    """Asks a few times. Raises OSError with the address: at once where it is of no use to ask again."""
+def retry(call: Callable[[], Any], url: str) -> Any:
+    """The result of one of several attempts. Raises OSError with the address, at once where repeating is of no use."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return ask()
+            return call()
         except Exception as error:  # each file system fails in its own way
             refuse_hopeless(error, url)
             if attempt == ATTEMPTS:
@@ -238,13 +221,12 @@ def patiently(ask: Callable[[], Any], url: str) -> Any:
 
 
 def refuse_hopeless(error: Exception, url: str) -> None:
-    """Raises for what no other attempt would mend: the file is not there, or nobody lets us read it."""
+    """Raises for errors that no other attempt would mend: the file is not there, or may not be read."""
     status = getattr(error, "status", getattr(error.__cause__, "status", None))
-    nameless = type(error).__name__ in NO_CREDENTIALS
-    if isinstance(error, PermissionError) or status in REFUSED or nameless:
+    if isinstance(error, PermissionError) or status in REFUSED or type(error).__name__ in NO_CREDENTIALS:
         remedy = "give this machine credentials that may read it"
         raise PermissionError(errno.EACCES, f"{error}; {remedy}", url) from error
-    # fsspec's HTTP calls everything that fails in asking for a size a missing file
+    # fsspec's HTTP reports any failure in finding a size as a missing file
     hidden = error.__cause__ is not None and url.startswith("http") and status not in (404, 410)
     if isinstance(error, FileNotFoundError) and not hidden:
         raise FileNotFoundError(errno.ENOENT, "not there", url) from error

@@ -1,6 +1,6 @@
-"""A sample of an img2dataset shard: its members as they lie there, and the image and caption that they hold.
+"""Samples of img2dataset's shards: their members as bytes, the picture and caption in them, and facts about them.
 
-img2dataset's side files: beside NNNNN.tar lies NNNNN.parquet, with a row for each sample that it asked for.
+A tar NNNNN.tar holds members of each sample; NNNNN.parquet beside it may hold a row of facts for each.
 """
 
 import json
@@ -21,9 +21,9 @@ TEXTS = ("txt", "json")
 
 
 class Raw(NamedTuple):
-    """A sample's members as they lie in the shard: extension -> bytes.
+    """A sample's undecoded members: extension -> bytes.
 
-    `facts`: its row of the shard's side file; `large`: a member that was too large to be read, empty where none was.
+    `facts`: its row of the side file; `large`: describes a member that was too large to be read, else empty.
     """
 
     key: str
@@ -47,29 +47,34 @@ def stem(url: str) -> str:
     return PurePosixPath(url).stem
 
 
-def whole(raw: Raw) -> bool:
-    """Whether a sample at a tar's cut has all that training needs."""
+def is_complete(raw: Raw) -> bool:
+    """Whether a sample just before a tar's cut has all that training needs."""
     return any(raw.members.get(name) for name in IMAGES) and any(raw.members.get(name) for name in TEXTS)
 
 
 def decode(raw: Raw, max_pixels: int) -> Sample:
     """Raises BadSample where a member is missing or unreadable."""
-    refuse_large(raw)
-    empty = [extension for extension, data in raw.members.items() if not data]
-    if empty:
-        raise BadSample("zero-byte member", f".{empty[0]}")
+    refuse_unusable(raw)
+    if raw.members.get("txt") == b"":
+        raise BadSample("zero-byte member", ".txt")
     info = read_info(raw)
     return Sample(raw.key, read_image(raw, max_pixels), read_caption(raw, info), info)
 
 
-def refuse_large(raw: Raw) -> None:
-    """Raises BadSample for a sample with a member that was not read."""
+def refuse_unusable(raw: Raw) -> None:
+    """Raises BadSample for a member that was too large to be read, or is empty.
+
+    An empty text is left to whatever reads captions: img2dataset writes one where it was given none.
+    """
     if raw.large:
         raise BadSample("member too large", raw.large)
+    empty = [kind for kind, data in raw.members.items() if not data and kind != "txt"]
+    if empty:
+        raise BadSample("zero-byte member", f".{empty[0]}")
 
 
 def read_info(raw: Raw) -> dict[str, Any]:
-    """The sample's json (img2dataset's is optional), and what the side file knows besides."""
+    """The sample's json, empty where it has none, over its row of the side file."""
     try:
         info = json.loads(raw.members.get("json", b"{}"))
     except (ValueError, RecursionError) as error:
@@ -79,8 +84,8 @@ def read_info(raw: Raw) -> dict[str, Any]:
     return {**raw.facts, **info}
 
 
-def parts(raw: Raw) -> str:
-    """What a sample has, and why it may be no more."""
+def describe_members(raw: Raw) -> str:
+    """The members of a sample, and why others may be missing, for messages."""
     return f"it has {', '.join(raw.members)} (a sample's files must be neighbours in their tar)"
 
 
@@ -88,7 +93,7 @@ def image_bytes(raw: Raw) -> bytes:
     """The first image member, encoded. Raises BadSample where there is none."""
     data = next((raw.members[extension] for extension in IMAGES if extension in raw.members), None)
     if data is None:
-        raise BadSample("missing image", parts(raw))
+        raise BadSample("missing image", describe_members(raw))
     return data
 
 
@@ -113,7 +118,7 @@ def read_caption(raw: Raw, info: dict[str, Any]) -> str:
     """The txt member, or the json's caption."""
     caption = read_text(raw) if "txt" in raw.members else info.get("caption")
     if not isinstance(caption, str) or not caption.strip():
-        raise BadSample("missing caption", f"found {caption!r}; {parts(raw)}")
+        raise BadSample("missing caption", f"found {caption!r}; {describe_members(raw)}")
     return caption.strip()
 
 
@@ -122,35 +127,33 @@ MISSING, BROKEN = "missing side file", "unreadable side file"
 
 
 class Facts:
-    """The rows of a side file by sample key; made into Python objects where they are asked for."""
+    """The rows of a side file by sample key; a row becomes Python objects when it is looked up."""
 
     def __init__(self, columns: Mapping[str, Any], keys: Sequence[str]) -> None:
         self.columns = columns
         self.rows = {str(key): row for row, key in enumerate(keys)}
 
     def of(self, key: str) -> dict[str, Any]:
-        """A sample's row, without what is null there; empty where it has none. Folders in its name do not count."""
+        """A sample's row without its null values; empty where it has none. Folders in a key do not count."""
         row = self.rows.get(key.rpartition("/")[2])
-        if row is None:
-            return {}
-        found = {name: column[row].as_py() for name, column in self.columns.items()}
-        return {name: value for name, value in found.items() if value is not None}
+        columns = {} if row is None else self.columns
+        return {name: value for name, column in columns.items() if (value := column[row].as_py()) is not None}
 
 
-NOTHING = Facts({}, [])
+NO_FACTS = Facts({}, [])
 
 
 class NoSidecars:
-    """The json of each sample says all that is known of it."""
+    """No side files: all facts of a sample are in its json."""
 
-    def facts(self, url: str, tally: SampleStats) -> Facts:
-        return NOTHING
+    def facts(self, url: str, stats: SampleStats) -> Facts:
+        return NO_FACTS
 
 
 class ParquetSidecars:
     """`columns` of each shard's parquet file: a score that was computed later need not be written into the tars.
 
-    A file that is missing or broken is remarked in the tally, and its shard's samples come without it.
+    A file that is missing or broken is remarked in the statistics, and its shard's samples have no facts.
     """
 
     def __init__(self, *, columns: Sequence[str]) -> None:
@@ -158,33 +161,33 @@ class ParquetSidecars:
             raise UserError("columns=[] of the side files: name those that are wanted, or choose sidecars=none")
         self.columns = list(columns)
 
-    def facts(self, url: str, tally: SampleStats) -> Facts:
+    def facts(self, url: str, stats: SampleStats) -> Facts:
         """Raises PermissionError for a file that may not be read."""
         try:
-            return self.read(beside(url))
+            return self.read(parquet_of(url))
         except PermissionError:
             raise
         except FileNotFoundError:
-            tally.remark(MISSING, shard=url)
+            stats.remark(MISSING, shard=url)
         except (OSError, ValueError):
-            tally.remark(BROKEN, shard=url)
-        return NOTHING
+            stats.remark(BROKEN, shard=url)
+        return NO_FACTS
 
     def read(self, url: str) -> Facts:
         """Raises OSError, or ValueError where it is no parquet file or has no keys. A column may be absent."""
-        from pyarrow import ArrowException, parquet  # only those who have side files need it
+        from pyarrow import ArrowException, parquet  # an optional dependency
 
         try:
             with open_url(url) as file, parquet.ParquetFile(file) as source:
-                held = [name for name in self.columns if name in source.schema_arrow.names]
-                table = source.read(columns=[KEY, *held])
-            return Facts({name: table.column(name) for name in held}, table.column(KEY).to_pylist())
+                names = [name for name in self.columns if name in source.schema_arrow.names]
+                table = source.read(columns=[KEY, *names])
+            return Facts({name: table.column(name) for name in names}, table.column(KEY).to_pylist())
         except (ArrowException, KeyError) as error:
             raise UserError(f"{url!r} is no side file of img2dataset's: {error}") from error
 
 
-def beside(url: str) -> str:
-    """The side file's address. FileNotFoundError for a shard that is not named *.tar, such as a command's."""
+def parquet_of(url: str) -> str:
+    """The address of a shard's side file. FileNotFoundError for a shard that is not named *.tar, as of a command."""
     if url.startswith("pipe:") or not url.endswith(".tar"):
         raise FileNotFoundError(f"no side file can lie beside {url!r}")
     return f"{url.removesuffix('.tar')}.parquet"

@@ -1,19 +1,31 @@
-"""A tally of what was read: how many samples, which of them could not be used and why, and which were not wanted."""
+"""Statistics of samples: how many were read, which could not be used and why, and which were filtered out.
 
+`SampleStats` counts and judges; too many bad samples end a training. `StreamStats` has one for each epoch of each
+source that a stream reads. `ProcessStats` adds up the streams of a process and logs each epoch when it is over.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.secrets import masked
 
-FILTERED = "filtered out: "  # how the reason of a sample begins that is in order, and was not asked for
+log = logging.getLogger(__name__)
+
+Plain = dict[str, Any]
+Epoch = tuple[int, int]  # source, epoch
+
+FILTERED = "filtered out: "  # begins the reason of a sample that is in order, but not wanted
 KEPT_KEYS = 20
-JUDGED_FROM = 50
+MIN_JUDGED = 50
 
 
 @dataclass
 class Reason:
-    """One way to be left out: how often, the first keys, and the shard and message of the first."""
+    """Why samples were left out: the shard and message of the first one, how many there are, and the first keys."""
 
     shard: str
     detail: str
@@ -26,9 +38,9 @@ class Reason:
 
 
 class SampleStats:
-    """A tally of samples: how many were seen, which could not be used, and which were filtered out.
+    """Counts of samples: seen, bad and filtered out, by reason.
 
-    Remarks are about shards, not samples: each shard counts once, whoever reads it and however often.
+    Remarks are about shards, not samples: a shard counts once, however many processes read it and however often.
     """
 
     def __init__(self, *, max_bad_share: float) -> None:
@@ -58,15 +70,15 @@ class SampleStats:
         """Counts samples (or a tar) that are left out. Raises ValueError once too many of at least 50 are bad."""
         self.seen += count
         self.reasons.setdefault(reason, Reason(masked(shard), masked(detail))).add(count, [masked(key)])
-        if self.seen - self.filtered >= JUDGED_FROM:
+        if self.seen - self.filtered >= MIN_JUDGED:
             self.check()
 
     def remark(self, reason: str, *, shard: str) -> None:
-        """Notes what is amiss with a shard whose samples can be used all the same."""
+        """Notes a defect of a shard whose samples can be used all the same."""
         self.remarks.setdefault(reason, set()).add(masked(shard))
 
     def merge(self, other: "SampleStats") -> None:
-        """Adds the tally of another process."""
+        """Adds what another process has counted."""
         self.seen += other.seen
         for name, reason in other.reasons.items():
             self.reasons.setdefault(name, Reason(reason.shard, reason.detail)).add(reason.count, reason.keys)
@@ -92,16 +104,109 @@ class SampleStats:
             lines.append(f"  {name}: {len(shards)} shard(s) ({first}); their samples are used all the same")
         return "\n".join(lines)
 
-    def plain(self) -> dict[str, Any]:
-        """All of it as numbers, strings, lists and dicts, for a checkpoint."""
+    def plain(self) -> Plain:
+        """Numbers, strings, lists and dicts, for a checkpoint."""
         reasons = {name: asdict(reason) for name, reason in self.reasons.items()}
         return {"seen": self.seen, "reasons": reasons, "remarks": {k: sorted(v) for k, v in self.remarks.items()}}
 
 
-def stats_from_plain(plain: dict[str, Any], *, max_bad_share: float) -> SampleStats:
-    """The tally that `plain` was made of."""
-    tally = SampleStats(max_bad_share=max_bad_share)
-    tally.seen = plain["seen"]
-    tally.reasons = {name: Reason(**reason) for name, reason in plain["reasons"].items()}
-    tally.remarks = {name: set(shards) for name, shards in plain["remarks"].items()}
-    return tally
+def stats_from_plain(plain: Plain, *, max_bad_share: float) -> SampleStats:
+    """The inverse of `SampleStats.plain`."""
+    stats = SampleStats(max_bad_share=max_bad_share)
+    stats.seen = plain["seen"]
+    stats.reasons = {name: Reason(**reason) for name, reason in plain["reasons"].items()}
+    stats.remarks = {name: set(shards) for name, shards in plain["remarks"].items()}
+    return stats
+
+
+def merge_stats(plains: Iterable[Plain], max_bad_share: float) -> SampleStats:
+    """The sum of several."""
+    total = SampleStats(max_bad_share=max_bad_share)
+    for plain in plains:
+        total.merge(stats_from_plain(plain, max_bad_share=1.0))
+    return total
+
+
+def merge_epochs(counted: Sequence[Mapping[Epoch, Plain]], max_bad_share: float) -> dict[Epoch, SampleStats]:
+    """The statistics of several streams or processes, added up epoch by epoch."""
+    epochs = sorted({epoch for one in counted for epoch in one})
+    return {e: merge_stats([one[e] for one in counted if e in one], max_bad_share) for e in epochs}
+
+
+class StreamStats:
+    """What one stream has counted in each epoch of each source.
+
+    A stream meets bad samples before it uses good ones, so a part of an epoch is not judged alone.
+    """
+
+    def __init__(self) -> None:
+        self.epochs: defaultdict[Epoch, SampleStats] = defaultdict(lambda: SampleStats(max_bad_share=1.0))
+
+    def of(self, source: int, epoch: int) -> SampleStats:
+        return self.epochs[source, epoch]
+
+    def bad(self) -> int:
+        """How many samples cannot be used, in all epochs together."""
+        return sum(stats.bad for stats in self.epochs.values())
+
+    def merged(self, max_bad_share: float) -> SampleStats:
+        """All epochs together."""
+        return merge_stats(self.plain().values(), max_bad_share)
+
+    def drop_before(self, oldest: Sequence[int]) -> None:
+        """Drops epochs that are over: those before `oldest`, which has one epoch for each source."""
+        for source, epoch in list(self.epochs):
+            if epoch < oldest[source]:
+                del self.epochs[source, epoch]
+
+    def plain(self) -> dict[Epoch, Plain]:
+        """Their present values as lists, dicts and numbers."""
+        return {epoch: stats.plain() for epoch, stats in self.epochs.items()}
+
+
+class ProcessStats:
+    """What all streams of one process have counted in open epochs; an epoch that is over is judged and logged.
+
+    `before`: what was counted before this process began; `suffix` names the process in the log.
+    """
+
+    def __init__(self, *, before: Mapping[Epoch, Plain], streams: int, max_bad_share: float, suffix: str) -> None:
+        self.streams: list[dict[Epoch, Plain]] = [dict(before), *({} for _ in range(streams))]
+        self.max_bad_share, self.suffix = max_bad_share, suffix
+        self.logged: dict[Epoch, str] = {}
+        self.closed = SampleStats(max_bad_share=1.0)  # of epochs that are over
+
+    def update(self, stream: int, stats: Mapping[Epoch, Plain]) -> None:
+        """What a stream has counted in the epochs that it is in, or was in until now."""
+        self.streams[stream + 1].update(stats)
+
+    def open_epochs(self) -> dict[Epoch, SampleStats]:
+        """All streams together."""
+        return merge_epochs(self.streams, self.max_bad_share)
+
+    def close_epochs(self, oldest: Sequence[int]) -> None:
+        """Judges, logs and drops the epochs before `oldest`, one epoch a source. Raises UserError for too many bad."""
+        for (source, epoch), total in self.open_epochs().items():
+            if epoch < oldest[source]:
+                total.check()
+                self.log((source, epoch), total, "")
+                self.closed.merge(total)
+                for one in self.streams:
+                    one.pop((source, epoch), None)
+
+    def counts(self) -> dict[str, int]:
+        """Numbers of samples since this process began, and in the epochs that it has resumed."""
+        every = [self.closed, *self.open_epochs().values()]
+        names = {"read": "seen", "skipped": "bad", "filtered_out": "filtered"}
+        return {name: sum(getattr(stats, attribute) for stats in every) for name, attribute in names.items()}
+
+    def log_open_epochs(self) -> None:
+        """Logs the epochs that are not over, where something was counted since the last time."""
+        for epoch, total in self.open_epochs().items():
+            self.log(epoch, total, ", so far")
+
+    def log(self, at: Epoch, total: SampleStats, state: str) -> None:
+        if not total.clean and self.logged.get(at) != total.report():
+            source, epoch = at
+            log.warning(f"epoch {epoch} of source {source}{self.suffix}{state}: {total.report()}")
+            self.logged[at] = total.report()

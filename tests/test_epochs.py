@@ -1,8 +1,8 @@
-"""The place after the last batch that was trained with, for trainers that draw ahead and that begin anywhere."""
+"""The state after the last batch that was trained with, for trainers that draw ahead and that begin anywhere."""
 
 import pytest
 
-from open_kandinsky.data.order import EpochIterator
+from open_kandinsky.data.memory import EpochIterator
 
 
 class Trainer:
@@ -11,9 +11,9 @@ class Trainer:
     def __init__(self, ahead, taken=0):
         self.ahead, self.taken = ahead, taken
 
-    def places(self, passes, batches):
+    def states(self, epochs, batches):
         """After each batch that is taken, what the loader says."""
-        drawn = passes.walk(batches)
+        drawn = epochs.iterate(batches)
         waiting = [next(drawn) for _ in range(self.ahead)]
         while True:
             waiting += [one for one in [next(drawn, None)] if one is not None]
@@ -21,7 +21,7 @@ class Trainer:
                 return
             batch = waiting.pop(0)
             self.taken += 1
-            yield batch, passes.place()
+            yield batch, epochs.last_trained()
 
 
 def numbered():
@@ -32,23 +32,23 @@ def numbered():
 @pytest.mark.parametrize("taken", [0, 5])
 def test_the_place_is_that_of_the_batch_that_was_taken(ahead, taken):
     trainer, batches = Trainer(ahead, taken), numbered()
-    passes = EpochIterator(begin=0, length=6, trained=lambda: trainer.taken)
-    assert passes.place() == 0
+    epochs = EpochIterator(start=0, length=6, trained=lambda: trainer.taken)
+    assert epochs.last_trained() == 0
     for _ in range(3):
-        for batch, place in trainer.places(passes, batches):
+        for batch, place in trainer.states(epochs, batches):
             assert place == batch
         trainer.taken = 0
-    assert passes.last() == 18
+    assert epochs.last_fetched() == 18
 
 
 def test_without_a_trainer_what_is_drawn_counts():
-    passes = EpochIterator(begin=0, length=4, trained=lambda: None)
-    for batch in passes.walk(numbered()):
-        assert passes.place() == batch
-    assert passes.last() == 4
+    epochs = EpochIterator(start=0, length=4, trained=lambda: None)
+    for batch in epochs.iterate(numbered()):
+        assert epochs.last_trained() == batch
+    assert epochs.last_fetched() == 4
 
 
 def test_a_pass_of_which_nothing_is_drawn_changes_nothing():
-    passes = EpochIterator(begin=7, length=4, trained=lambda: 3)
-    passes.walk(numbered())
-    assert passes.place() == 7
+    epochs = EpochIterator(start=7, length=4, trained=lambda: 3)
+    epochs.iterate(numbered())
+    assert epochs.last_trained() == 7
