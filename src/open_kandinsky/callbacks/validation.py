@@ -105,7 +105,7 @@ class Perceptual(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         pixels = batch["pixels"]
-        figure = self.distance.to(pixels.device)(outputs["made"].float(), pixels).mean()
+        figure = self.distance.to(pixels.device)(outputs["reconstruction"].float(), pixels).mean()
         pl_module.log("val/lpips", figure, batch_size=len(pixels), sync_dist=True)
 
 
