@@ -4,8 +4,8 @@ open-kandinsky train experiment=prior_toy
 open-kandinsky train experiment=decoder_toy trainer=gpu stage.optimizer.lr=3e-4 data.path=/data/latents
 open-kandinsky train experiment=prior_toy run_dir=runs/prior resume=auto       starts, or resumes where it was killed
 
-`main` handles how a training ends, `train` the run's folder and signals, and `fit` builds and trains. What a step
-computes is in stages/, what it reads in data/, what is logged and saved along the way in callbacks/.
+`train_and_report` handles how a training ends, `train` the run's folder and signals, and `fit` builds and trains.
+What a step computes is in stages/, what it reads in data/, what is logged and saved along the way in callbacks/.
 """
 
 import logging
@@ -90,7 +90,7 @@ def fit(cfg: DictConfig, run_dir: Path, checkpoint: Path | None, callbacks: list
 
 
 def make_trainer(cfg: DictConfig, callbacks: list[Callback], logger: Logger | None) -> Trainer:
-    """Without Lightning's requeueing under SLURM, which saves in the middle of a step: `Preemption` and `leave` do it."""
+    """Lightning's requeueing under SLURM is off, since it saves in the middle of a step: `leave` requeues."""
     build = make(cfg.trainer)
     plugins = build.keywords.get("plugins") or []
     plugins = [*plugins] if isinstance(plugins, list) else [plugins]
@@ -163,8 +163,8 @@ def check_devices(trainer: DictConfig) -> None:
         )
     if trainer.strategy == "auto" and (trainer.get("num_nodes", 1) > 1 or devices not in (1, "auto")):
         raise UserError(
-            f"trainer.devices={devices} with strategy=single: choose strategy=ddp, or strategy=fsdp for sharded weights; "
-            "trainer=node takes all GPUs of this machine"
+            f"trainer.devices={devices} with strategy=single: choose strategy=ddp, or strategy=fsdp for sharded "
+            "weights; trainer=node takes all GPUs of this machine"
         )
 
 
