@@ -20,14 +20,13 @@ from open_kandinsky.stages.optim import MakeSchedule
 
 
 def following_schedule(optimizer: Optimizer, *, schedule: MakeSchedule, at: int) -> LRScheduler:
-    """`schedule` from its step `at` on: a discriminator that enters then has the autoencoder's rate at each step.
+    """The rate of `schedule` from its step `at` on: the autoencoder's own, for an adversary that enters then.
 
-    For schedules that decay to the end of the run. A warm-up alone is rather used as it is, from the discriminator's
-    first step.
+    For schedules that fall to the end of the run. One that only rises is given to the adversary as it is.
     """
-    base = schedule(optimizer)
-    assert isinstance(base, LambdaLR), "ours all are"
-    factor = base.lr_lambdas[0]
+    made = schedule(optimizer)
+    assert isinstance(made, LambdaLR), "ours all are"
+    factor = made.lr_lambdas[0]
     return LambdaLR(optimizer, lambda step: factor(step + at))
 
 

@@ -47,6 +47,9 @@ class PixelLoss(nn.Module):
         return loss
 
 
+Draw = Callable[[], Float[Tensor, "codes c"]]
+
+
 class Usage(nn.Module):
     """Counts how often each code is used by all processes within a window of `window` steps.
 
@@ -70,35 +73,32 @@ class Usage(nn.Module):
         return {"code_usage": perplexity_of(self.counts) / most, "codes_used": (self.counts > 0).sum() / most}
 
 
-DrawLatents = Callable[[], Float[Tensor, "codes c"]]
-
-
 @runtime_checkable
 class DeadCodeReset(Protocol):
-    """Called at the end of a window with the codes' counts; `draw` returns a latent for each code."""
+    """What happens to the codes at the end of a window; `draw` gives a latent for each."""
 
-    def __call__(self, codebook: Codebook, counts: Int[Tensor, "codes"], draw: DrawLatents) -> None: ...
+    def __call__(self, codebook: Codebook, counts: Int[Tensor, "codes"], draw: Draw) -> None: ...
 
 
 class NoReset:
     """MoVQGAN's: a code that no latent is near to stays where it is."""
 
-    def __call__(self, codebook: Codebook, counts: Int[Tensor, "codes"], draw: DrawLatents) -> None:
+    def __call__(self, codebook: Codebook, counts: Int[Tensor, "codes"], draw: Draw) -> None:
         pass
 
 
 class RandomRestart:
-    """Replaces codes that were never used by latents of the batch (random restarts, Jukebox, Dhariwal et al. 2020).
+    """Codes that were not used once become latents of the batch (random restarts of Jukebox, Dhariwal et al. 2020).
 
-    Adam's moments are left alone: those of a code without a gradient for a window have decayed to nothing.
+    Adam needs no telling: a code without a gradient for a window has no moments left.
     """
 
-    def __call__(self, codebook: Codebook, counts: Int[Tensor, "codes"], draw: DrawLatents) -> None:
+    def __call__(self, codebook: Codebook, counts: Int[Tensor, "codes"], draw: Draw) -> None:
         codebook.restart(counts == 0, draw())
 
 
 def latents_for_codes(z: Float[Tensor, "b c h w"], codes: int) -> Float[Tensor, "codes c"]:
-    """Random latents, one a code, from the batches of all processes, equal on each; a latent may come repeatedly."""
+    """A latent for each code from the batches of all processes, the same on each; repeats where there are fewer."""
     flat = gather_rows(rearrange(z, "b c h w -> (b h w) c"))
     return flat[broadcast_from_first(torch.randint(len(flat), (codes,), device=z.device))]
 

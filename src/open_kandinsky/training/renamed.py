@@ -1,4 +1,4 @@
-"""Today's names of classes and functions that an older run's config.yaml names, so that configs can be compared.
+"""What the classes of older runs are called now, so that a run that goes on is compared with what it was.
 
 Weights need no table: the networks, schedules and parameterisations that weights/build.py lists keep their names.
 """
@@ -43,7 +43,7 @@ PACKAGE = "open_kandinsky."
 
 
 def current(tree: Any) -> Any:
-    """A saved config with today's name in each `_target_`."""
+    """A saved config with each `_target_` as it is called now."""
     if isinstance(tree, dict):
         return {key: target(value) if key == "_target_" else current(value) for key, value in tree.items()}
     return [current(value) for value in tree] if isinstance(tree, list) else tree
@@ -51,5 +51,4 @@ def current(tree: Any) -> Any:
 
 def target(name: str) -> str:
     """Today's dotted name of a class or function; a name that was never changed is returned as it is."""
-    ours = name.removeprefix(PACKAGE)
-    return PACKAGE + RENAMED[ours] if name != ours and ours in RENAMED else name
+    return PACKAGE + RENAMED.get(name.removeprefix(PACKAGE), name.removeprefix(PACKAGE)) if PACKAGE in name else name
