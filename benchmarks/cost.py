@@ -34,7 +34,7 @@ from open_kandinsky.config import compose
 from open_kandinsky.stages.clip import ClipStage
 from open_kandinsky.stages.decoder import DecoderStage
 from open_kandinsky.stages.movq import MoVQStage
-from open_kandinsky.stages.parallel import GB, MemoryBudget, saved, storages
+from open_kandinsky.stages.parallel import GB, MemoryBudget, saved_for_backward, storages
 
 PEAK = {"A100": 312e12, "H100": 989e12}  # dense bf16, FLOP/s, by NVIDIA's data sheets
 SHARE = 0.4  # of the peak: an assumption
@@ -76,7 +76,7 @@ def inside_blocks(stage: LightningModule, cfg: DictConfig) -> int:
 def step(stage: LightningModule, cfg: DictConfig, n: int) -> tuple[int, int]:
     """FLOPs, and bytes that autograd keeps beside the weights: the most before any of the step's backward passes."""
     batch, own, kept, idle = empty_batch(cfg, n), storages(stage.parameters()), [], MagicMock()
-    with FlopCounterMode(display=False) as flops, saved() as sizes, precision(cfg.trainer):
+    with FlopCounterMode(display=False) as flops, saved_for_backward() as sizes, precision(cfg.trainer):
 
         def backward(loss: Tensor) -> None:
             kept.append(sum(size for name, size in sizes.items() if name not in own))

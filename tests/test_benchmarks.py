@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from open_kandinsky.config import compose
-from open_kandinsky.stages.parallel import saved, storages
+from open_kandinsky.stages.parallel import saved_for_backward, storages
 
 EXPERIMENTS = BENCHMARKS.parent / "conf" / "experiment"
 CLAIMS = sorted((BENCHMARKS / "claims").glob("*.py"))
@@ -93,7 +93,7 @@ def test_activations_are_those_that_a_gpus_autocast_keeps():
             on_gpu.alpha_bar = on_gpu.alpha_bar.cuda()
             kept = []
             for n in (1, 3):
-                with saved() as sizes, autocast_of_a_gpu():
+                with saved_for_backward() as sizes, autocast_of_a_gpu():
                     on_gpu.training_step(cost.empty_batch(cfg, n), 0)
                 own = storages(on_gpu.parameters())
                 kept.append(sum(size for name, size in sizes.items() if name not in own))

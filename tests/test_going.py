@@ -14,7 +14,7 @@ from makers.programs import environment
 from makers.system import config, overrides
 
 from open_kandinsky.core.failures import message
-from open_kandinsky.train import train, trained
+from open_kandinsky.train import train, train_and_report
 
 FOREVER = ["trainer.max_steps=100000", "stage.lr_schedule.steps=100000", "data.val_path=null"]
 AGAIN = "go on with the same command and run_dir=run resume=auto"
@@ -178,7 +178,7 @@ def test_the_end_says_the_last_figures_the_best_and_where_the_curves_are(cached,
 
     def ended(*more):
         each = ["trainer.val_check_interval=1", "stage.lr_schedule.steps=8", "callbacks.ema.decay=0.0", *more]
-        trained(config("prior", cached, "run_dir=run", *each))
+        train_and_report(config("prior", cached, "run_dir=run", *each))
         lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
         assert lines[-1] == "curves: run/metrics.csv"
         figures = lines[lines.index("trained: run") + 1 : -1]

@@ -8,7 +8,7 @@ from lightning import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from makers.fitting import Repeated, images, trainer
 
-from open_kandinsky.callbacks.collapse import Below, Collapse, Worse, linked
+from open_kandinsky.callbacks.collapse import Below, Collapse, Worse, link
 
 TOLD = {"says": "it collapses", "remedies": "something else"}
 
@@ -49,7 +49,7 @@ def test_it_warns_and_does_not_stop_where_balance_is_found_again():
     found = detector(below(), patience=400)
     with pytest.warns(UserWarning, match="step .*it collapses: train/figure is .* must stay above 0.1.*for 400 steps"):
         watch(found, lambda step: 0.0 if 500 <= step < 800 else 0.5)
-    assert found.courses["sign"].since is None
+    assert found.states["sign"].since is None
 
 
 COLLAPSED = {
@@ -110,7 +110,7 @@ def test_a_run_stops_and_the_checkpoint_from_before_is_kept(tmp_path):
     found = Collapse(every=2, patience=40, checkpoints=str(tmp_path), signs={"sign": below(limit=0.5)})
     with pytest.warns(UserWarning, match="step .*: it collapses"), pytest.raises(FloatingPointError) as stop:
         trainer(200, found, keeper, enable_checkpointing=True).fit(Falling(), datamodule=Repeated(images(4)))
-    began = found.courses["sign"].since
+    began = found.states["sign"].since
     assert 20 < began < 40
     assert f"step {began + 40}: it collapses" in str(stop.value) and f"{tmp_path}/before_sign.ckpt" in str(stop.value)
     kept = torch.load(tmp_path / "before_sign.ckpt", weights_only=True)
@@ -123,7 +123,7 @@ def test_a_folder_is_kept_too(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "part").write_text(name)
-        linked(tmp_path / name, tmp_path / "kept")
+        link(tmp_path / name, tmp_path / "kept")
     (tmp_path / "b" / "part").unlink()
     assert [(p.name, p.read_text()) for p in (tmp_path / "kept").iterdir()] == [("part", "b")]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "kept"]

@@ -9,7 +9,7 @@ from makers.knowing import gradient_norms
 from makers.ranks import ranks
 from makers.system import stage
 
-from open_kandinsky.callbacks.health import AtOnce, Health, Later, Seen
+from open_kandinsky.callbacks.health import AtOnce, CheckedNumber, Health, Later
 
 
 class Steep(LightningModule):
@@ -67,7 +67,7 @@ def test_an_adversary_whose_gradient_is_infinite_does_not_move():
 
 
 def test_long_batches_name_their_first_samples():
-    seen = Seen("loss", 7, [f"k{at}" for at in range(64)])
+    seen = CheckedNumber("loss", 7, [f"k{at}" for at in range(64)])
     with pytest.raises(FloatingPointError, match=r"batch of 64 samples k0, k1, .*k7, \.\.\.;"):
         AtOnce().see(torch.tensor(float("nan")), seen)
 

@@ -24,7 +24,7 @@ def run(cfg, folder, patch, halts_at):
     if patch:
         patch()
     with failures.exit_on_user_error("train"):
-        train.trained(cfg)
+        train.train_and_report(cfg)
 
 
 def watch(log, halts_at):

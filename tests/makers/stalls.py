@@ -1,5 +1,6 @@
 """Trainings that stand still, in processes of their own: the watchdog ends a process."""
 
+import ctypes
 import os
 import time
 
@@ -14,15 +15,18 @@ FOREVER = 60
 
 
 class Steps(LightningModule):
-    """A step that hangs from the third on, where it is asked to."""
+    """Its third step hangs, or keeps Python's lock for three seconds, where it is asked to."""
 
-    def __init__(self, hangs):
+    def __init__(self, hangs, keeps_lock=False):
         super().__init__()
-        self.network, self.hangs = torch.nn.Linear(2, 1), hangs
+        self.network, self.hangs, self.keeps_lock = torch.nn.Linear(2, 1), hangs, keeps_lock
 
     def training_step(self, batch, at):
         if self.hangs and at == 2:
             time.sleep(FOREVER)
+        if self.keeps_lock and at == 2:
+            time.sleep(0.5)  # the watchdog looks: it is no first step any more
+            ctypes.PyDLL(None).sleep(3)
         return self.network(batch["x"]).sum()
 
     def configure_optimizers(self):
@@ -56,15 +60,15 @@ def limits(**changes):
     return dict(after=1.0, first_after=30, validation_after=30, checkpoint_after=30, stop_after=0.5) | changes
 
 
-def train(log, folder, rank, processes, *, data=False, step=False, workers=0):
-    """`data`, `step`: which of the two hangs, in the last process."""
+def train(log, folder, rank, processes, *, data=False, step=False, lock=False, workers=0):
+    """`data`, `step`, `lock`: which of them hangs, in the last process."""
     torch.set_num_threads(1)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 2)
     last = rank == processes - 1
     settings = dict(devices=processes, strategy="ddp") if processes > 1 else {}
     run = trainer(8, Watchdog(folder=str(folder), **limits()), use_distributed_sampler=False, **settings)
-    run.fit(Steps(step and last), datamodule=Data(data and last, workers))
+    run.fit(Steps(step and last, lock and last), datamodule=Data(data and last, workers))
 
 
 def child(port, rank, processes, arguments, options):

@@ -110,7 +110,7 @@ class TestNewest:
         with pytest.warns(UserWarning, match="b.ckpt is passed over: no whole checkpoint"):
             assert runs.newest(tmp_path) == file
         (folder / ".metadata").touch()
-        assert runs.newest(tmp_path) == folder and runs.existing(folder) == folder
+        assert runs.newest(tmp_path) == folder and runs.require_checkpoint(folder) == folder
 
     def test_none(self, tmp_path):
         assert runs.newest(tmp_path) is None
@@ -226,7 +226,8 @@ class TestOneCommandAgainAndAgain:
 class TestEnded:
     def test_without_a_validation_the_last_loss(self, run):
         folder = run("a")
-        assert runs.ended(folder) == [f"train/loss {float(curve(folder)[-1][1]):.4g}", f"curves: {folder}/metrics.csv"]
+        last = float(curve(folder)[-1][1])
+        assert runs.summary(folder) == [f"train/loss {last:.4g}", f"curves: {folder}/metrics.csv"]
 
     def test_the_best_of_before_a_resume_is_the_best(self, run, cached):
         """Up the gradient, so that each validation is worse than the one before."""
@@ -234,7 +235,7 @@ class TestEnded:
         each += ["+stage.optimizer.maximize=true", "callbacks.ema.decay=0.1"]
         run("a", *each, "trainer.max_steps=4")
         folder = run("a", *each)
-        figures = {line.split()[0]: line for line in runs.ended(folder)}
+        figures = {line.split()[0]: line for line in runs.summary(folder)}
         assert list(figures)[:2] == ["train/loss", "val/cosine_prior"] and "best" not in figures["train/loss"]
         rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
         found = [(float(row["val/cosine_prior"]), int(row["step"])) for row in rows if row["val/cosine_prior"]]

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from open_kandinsky.core.failures import message
 from open_kandinsky.train import train
-from open_kandinsky.training import run_dir
+from open_kandinsky.training.init_weights import initialise
 
 INPAINTING = ["beside=inpainting", "stage.network.in_channels=9"]
 
@@ -44,8 +44,8 @@ def test_a_prior_goes_on_with_the_statistics_that_it_was_trained_with(cached, tm
 
 def test_inpainting_begins_as_the_decoder_it_comes_from(system, caplog):
     wide, narrow = stage("decoder", *INPAINTING, seed=1).network, stage("decoder", seed=1).network
-    run_dir.fill(narrow, "decoder", system)
-    run_dir.fill(wide, "decoder", system)
+    initialise(narrow, "decoder", system)
+    initialise(wide, "decoder", system)
     assert "the last 5 of 9 input channels are new, and start at zero" in caplog.text
     x_t, beside, t = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 8, 8), torch.tensor([3, 700])
     context = [narrow.context(torch.ones(2, 32), torch.ones(2, 16, 32), torch.ones(2, 32)) for _ in range(2)]
@@ -56,7 +56,7 @@ def test_inpainting_begins_as_the_decoder_it_comes_from(system, caplog):
 def test_a_prior_alone_is_enough(tmp_path):
     made = untrained("prior", tmp_path)
     network = stage("prior", seed=1).network
-    run_dir.fill(network, "prior", made)
+    initialise(network, "prior", made)
     assert all(
         torch.equal(x, network.state_dict()[name]) for name, x in load_file(made / "weights.safetensors").items()
     )
@@ -73,11 +73,11 @@ def test_weights_of_another_network_are_refused(system, typed):
     network = stage("decoder", typed, seed=1).network
     before = {name: x.clone() for name, x in network.state_dict().items()}
     with pytest.raises(ValueError, match=REFUSED[typed]) as refusal:
-        run_dir.fill(network, "decoder", system)
+        initialise(network, "decoder", system)
     assert message(refusal.value)
     assert all(torch.equal(x, before[name]) for name, x in network.state_dict().items())
 
 
 def test_a_folder_without_the_part_is_refused(tmp_path):
     with pytest.raises(ValueError, match="the prior is looked for in"):
-        run_dir.fill(stage("prior").network, "prior", tmp_path)
+        initialise(stage("prior").network, "prior", tmp_path)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from open_kandinsky.stages.optim import trainable
+from open_kandinsky.stages.optim import prepare
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -15,7 +15,7 @@ def after(steps, layout, fused, state=None):
     """A convolution after as many steps, and its optimiser's state."""
     torch.manual_seed(0)
     network = nn.Conv2d(8, 8, 3).to(memory_format=layout)
-    optimizer = trainable(torch.optim.AdamW(network.parameters(), lr=0.1, fused=fused))
+    optimizer = prepare(torch.optim.AdamW(network.parameters(), lr=0.1, fused=fused))
     if state is not None:
         optimizer.load_state_dict(copy.deepcopy(state))
     for _ in range(steps):

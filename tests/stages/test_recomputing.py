@@ -7,7 +7,7 @@ import torch
 from makers.fitting import fit, latents
 from makers.system import stage
 
-from open_kandinsky.stages.parallel import Cost, MemoryBudget, affordable, counted, saved
+from open_kandinsky.stages.parallel import Cost, MemoryBudget, affordable, measure_cost, saved_for_backward
 
 COSTS = {  # a byte of "b" saves 4 FLOPs, of "a" 3, of "c" 1
     "a": Cost(inputs=10, inside=100, flops=300),
@@ -47,7 +47,7 @@ class Twice(torch.nn.Module):
 
 def test_a_unit_is_counted():
     n, x = Twice(), torch.randn(3, 8, requires_grad=True)
-    assert counted(n, x) == Cost(inputs=3 * 8 * 4, inside=3 * 8 * 4, flops=2 * 2 * 3 * 8 * 8)
+    assert measure_cost(n, x) == Cost(inputs=3 * 8 * 4, inside=3 * 8 * 4, flops=2 * 2 * 3 * 8 * 8)
 
 
 def warned(caplog):
@@ -93,7 +93,7 @@ def test_what_is_kept_is_what_was_counted():
         budget(unit, len(units))
 
     def step():
-        with saved() as sizes:
+        with saved_for_backward() as sizes:
             y = x
             for unit in units:
                 y = unit(y)

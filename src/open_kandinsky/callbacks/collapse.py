@@ -1,4 +1,4 @@
-"""Sees an autoencoder and its adversary lose their balance, says so, and stops the run if they do not find it again."""
+"""Detects the collapse of adversarial training from logged figures: warns first, then stops the run."""
 
 import os
 import shutil
@@ -11,12 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from open_kandinsky.core.errors import NumericalError
 
-KEEP = 0.9  # of a sign's average at each look: one lucky or unlucky batch decides nothing
+DECAY = 0.9  # of a figure's moving average, so that no single batch decides
 
 
 @runtime_checkable
 class Sign(Protocol):
-    """Something to look for in a logged figure, from step `after` on."""
+    """A sign of collapse in a logged figure, looked for after step `after`; `says` and `remedies` are for the user."""
 
     figure: str
     after: int
@@ -24,12 +24,12 @@ class Sign(Protocol):
     remedies: str
 
     def limit_of(self, best: float) -> tuple[bool, float]:
-        """Whether the figure must stay above (or else below) a limit, and which, its best average being `best`."""
+        """(whether the figure must stay above it or else below it, the limit), given the lowest average `best`."""
         ...
 
 
 class Below:
-    """A figure that must not fall below `limit`."""
+    """The sign that a figure falls below `limit`."""
 
     def __init__(self, *, figure: str, limit: float, after: int, says: str, remedies: str) -> None:
         self.figure, self.limit, self.after, self.says, self.remedies = figure, limit, after, says, remedies
@@ -39,7 +39,7 @@ class Below:
 
 
 class Worse:
-    """A loss that must not rise above `times` its lowest."""
+    """The sign that a loss rises above `times` its lowest average."""
 
     def __init__(self, *, figure: str, times: float, after: int, says: str, remedies: str) -> None:
         self.figure, self.times, self.after, self.says, self.remedies = figure, times, after, says, remedies
@@ -48,32 +48,32 @@ class Worse:
         return False, self.times * best
 
 
-class Course:
-    """What one sign has shown so far: a moving average, its lowest, and the step since which it is there."""
+class SignState:
+    """The moving average of a sign's figure, its lowest value, and the step since which the sign is there."""
 
     def __init__(self) -> None:
         self.average: float | None = None
         self.best = float("inf")
         self.since: int | None = None
-        self.kept = ""  # the checkpoint from before
+        self.kept = ""  # path of the last checkpoint from before
 
-    def follow(self, value: float) -> float:
-        self.average = value if self.average is None else KEEP * self.average + (1 - KEEP) * value
+    def update(self, value: float) -> float:
+        self.average = value if self.average is None else DECAY * self.average + (1 - DECAY) * value
         self.best = min(self.best, self.average)
         return self.average
 
 
 class Collapse(Callback):
-    """Looks every `every` steps at the figures that the stage logs, which are the same on all processes.
+    """Checks every `every` steps the figures that the stage logs, which are equal on all processes.
 
-    When a sign appears it warns, and keeps the newest checkpoint in `checkpoints` by a second name. If the sign is
-    there for `patience` steps without a break, NumericalError ends the run: with the step, the figure, that
+    When a sign appears it warns, and links the newest checkpoint in `checkpoints` as before_SIGN.ckpt, which nothing
+    overwrites. If the sign stays for `patience` steps, NumericalError ends the run: with the step, the figure, that
     checkpoint and what to change.
     """
 
     def __init__(self, *, every: int, patience: int, checkpoints: str, signs: Mapping[str, Sign]) -> None:
         self.every, self.patience, self.checkpoints, self.signs = every, patience, Path(checkpoints), dict(signs)
-        self.courses = {name: Course() for name in signs}
+        self.states = {name: SignState() for name in signs}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
@@ -81,46 +81,44 @@ class Collapse(Callback):
             return
         for name, sign in self.signs.items():
             if step > sign.after and sign.figure in trainer.callback_metrics:
-                self.look(name, float(trainer.callback_metrics[sign.figure]), step, trainer.is_global_zero)
+                self.check(name, float(trainer.callback_metrics[sign.figure]), step, trainer.is_global_zero)
 
-    def look(self, name: str, value: float, step: int, main: bool = True) -> None:
-        sign, course = self.signs[name], self.courses[name]
-        average = course.follow(value)
-        above, limit = sign.limit_of(course.best)
+    def check(self, name: str, value: float, step: int, is_first: bool = True) -> None:
+        sign, state = self.signs[name], self.states[name]
+        average = state.update(value)
+        above, limit = sign.limit_of(state.best)
         if (average >= limit) if above else (average <= limit):
-            course.since = None
+            state.since = None
             return
-        told = f"{sign.says}: {sign.figure} is {average:.3g}, and must stay {'above' if above else 'below'} {limit:.3g}"
-        if course.since is None:
-            course.since, course.kept = step, self.keep(name) if main else course.kept
-            rank_zero_warn(f"step {step}: {told}. The run stops if it stays so for {self.patience} steps")
-        elif step - course.since >= self.patience:
+        text = f"{sign.says}: {sign.figure} is {average:.3g}, and must stay {'above' if above else 'below'} {limit:.3g}"
+        if state.since is None:
+            state.since, state.kept = step, self.keep(name) if is_first else state.kept
+            rank_zero_warn(f"step {step}: {text}. The run stops if it stays so for {self.patience} steps")
+        elif step - state.since >= self.patience:
             raise NumericalError(
-                f"step {step}: {told}; it has been so since step {course.since}. "
-                f"{f'The checkpoint from before is {course.kept}. ' if course.kept else ''}Try {sign.remedies}"
+                f"step {step}: {text}; it has been so since step {state.since}. "
+                f"{f'The checkpoint from before is {state.kept}. ' if state.kept else ''}Try {sign.remedies}"
             )
 
     def keep(self, name: str) -> str:
-        """The newest checkpoint by a name that nothing writes over. Empty where there is none yet."""
+        """Link the newest checkpoint under a name that nothing overwrites; "" if there is none yet."""
         kept = self.checkpoints / f"before_{name}.ckpt"
-        found = [path for path in self.checkpoints.glob("*.ckpt") if not path.name.startswith((".", "before_"))]
-        if not found:
+        paths = [path for path in self.checkpoints.glob("*.ckpt") if not path.name.startswith((".", "before_"))]
+        if not paths:
             return ""
-        newest = max(found, key=lambda path: path.stat().st_mtime_ns)
-        linked(newest, kept)
+        link(max(paths, key=lambda path: path.stat().st_mtime_ns), kept)
         return str(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: vars(course).copy() for name, course in self.courses.items()}
+        return {name: vars(state).copy() for name, state in self.states.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, course in state_dict.items():
-            if name in self.courses:
-                vars(self.courses[name]).update(course)
+        for name in state_dict.keys() & self.states.keys():
+            vars(self.states[name]).update(state_dict[name])
 
 
-def linked(source: Path, name: Path) -> None:
-    """`source`, a file or a folder, also as `name`, in the place of what had that name; takes no room on the disk."""
+def link(source: Path, name: Path) -> None:
+    """Hard-link a file, or the files of a folder, as `name`, replacing what had that name."""
     part = name.with_name(f".{name.name}.{os.getpid()}.part")
     if source.is_dir():
         shutil.copytree(source, part, copy_function=os.link)

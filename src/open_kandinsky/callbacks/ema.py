@@ -1,4 +1,4 @@
-"""A moving average of a network's weights: saved, resumed, and what validation and generation use."""
+"""Exponential moving average (EMA) of a network's weights, which validation and generation use in their place."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from open_kandinsky.core.distributed import gather_unsharded, local_shard, shard
 class EMA(Callback):
     """After n steps, average = d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)).
 
-    Only the stage's `network` is averaged: neither an adversary nor a frozen encoder. The averages live beside the
-    weights, sharded as they are, and change places with them for validation. In a checkpoint they are whole, so that
-    it is resumed by any number of processes.
+    Only the stage's `network` is averaged: neither a discriminator nor a frozen encoder. Averages are sharded as the
+    weights are, and are swapped with them for validation. In a checkpoint they are unsharded, so that any number of
+    processes can resume from it.
     """
 
     def __init__(self, *, decay: float) -> None:
@@ -26,16 +26,16 @@ class EMA(Callback):
         self.place(pl_module)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.place(pl_module)  # again: a checkpoint of sharded weights is read after on_fit_start
+        self.place(pl_module)  # again: a sharded checkpoint is read after on_fit_start
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.place(pl_module)
 
     def place(self, pl_module: LightningModule) -> None:
-        """Start from the weights, or from what was loaded; beside the weights, and sharded as they are."""
+        """Start from the weights, or from what was loaded; on the weights' devices, and sharded as they are."""
         weights = _weights(pl_module)
-        kept = self.average or {name: w.detach().clone() for name, w in weights.items()}
-        self.average = {name: shard_like(kept[name], w) for name, w in weights.items()}
+        start = self.average or {name: w.detach().clone() for name, w in weights.items()}
+        self.average = {name: shard_like(start[name], w) for name, w in weights.items()}
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -54,15 +54,15 @@ class EMA(Callback):
 
     @torch.no_grad()
     def exchange(self, pl_module: LightningModule) -> None:
-        """Weights to averages and back."""
-        for name, weight in _weights(pl_module).items():
-            used, average = local_shard(weight), local_shard(self.average[name])
-            kept = used.clone()
-            used.copy_(average)
-            average.copy_(kept)
+        """Swap weights and averages, in place."""
+        for name, parameter in _weights(pl_module).items():
+            weight, average = local_shard(parameter), local_shard(self.average[name])
+            before = weight.clone()
+            weight.copy_(average)
+            average.copy_(before)
 
     def state_dict(self) -> dict[str, Any]:
-        """Called by every process; sharded averages come together in the first, and are nothing in the others."""
+        """Called by every process: sharded averages are gathered in the first one, and empty in the others."""
         return {"updates": self.updates, "average": gather_unsharded(self.average)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
-"""Watches a run's numbers: gradient norms, and the first number that is none.
+"""Logs learning rates and gradient norms, and stops a run on the first NaN or Inf.
 
-Numbers that must be finite: looked at when they are made, or one step later where looking would stop a GPU.
+On a GPU numbers are checked one step later, since reading one at once would wait for the GPU.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from functools import partial
@@ -20,9 +21,9 @@ from open_kandinsky.core.errors import NumericalError
 
 
 class LearningRate(Callback):
-    """Logs the rate of each optimiser's next step as often as the loss, by its schedule's name.
+    """Logs the rate of each optimiser's next step, under its schedule's name, as often as the loss.
 
-    Lightning's LearningRateMonitor would log each group of parameters, of which an optimiser with weight decay has two.
+    Lightning's LearningRateMonitor would log each parameter group, of which an optimiser with weight decay has two.
     """
 
     def __init__(self) -> None:
@@ -38,11 +39,10 @@ class LearningRate(Callback):
 
 
 class Health(Callback):
-    """Logs each optimiser's gradient norm, and stops at a loss, gradient or weight that is not finite.
+    """Logs each optimiser's gradient norm, and raises NumericalError at a loss, gradient or weight that is not finite.
 
-    On the CPU it stops before a weight has moved. On a GPU that would take a wait for the GPU at every step: it stops
-    one step later, and before a checkpoint is written, a validation begins or the training ends. No checkpoint holds
-    weights that are not finite.
+    On the CPU it stops before a weight has moved. On a GPU it stops one step later, and before a checkpoint is written,
+    a validation starts or the training ends. No checkpoint holds weights that are not finite.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Health(Callback):
         self.check = AtOnce() if pl_module.device.type == "cpu" else Later()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Under manual optimisation Lightning may not see every step; torch does."""
+        """Under manual optimisation Lightning does not call on_before_optimizer_step for bare torch optimisers."""
         if not pl_module.automatic_optimization:
             for at, optimizer in enumerate(trainer.optimizers):
                 optimizer.register_step_pre_hook(partial(self._before_step, trainer, "" if at == 0 else f"_{at + 1}"))
@@ -63,7 +63,7 @@ class Health(Callback):
         self.keys, self.norms = list(batch["key"]), {}
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        self._see("loss", loss, trainer)
+        self.check.see(loss, CheckedNumber("loss", trainer.global_step, self.keys))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if pl_module.automatic_optimization:
@@ -72,7 +72,8 @@ class Health(Callback):
     def _before_step(self, trainer: Trainer, suffix: str, optimizer: Optimizer, *_: Any) -> None:
         norm = unsharded(torch.nn.utils.get_total_norm(_gradients(optimizer)))
         self.norms[f"train/gradient_norm{suffix}"] = norm
-        self._see("gradient norm", unless_scaled(norm, trainer.precision_plugin), trainer)
+        number = CheckedNumber("gradient norm", trainer.global_step, self.keys)
+        self.check.see(unless_scaled(norm, trainer.precision_plugin), number)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if logs_now(trainer):
@@ -85,9 +86,9 @@ class Health(Callback):
         self.check.settle()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Before the file is begun."""
+        """Refuse, before the file is opened, to save weights that are not finite."""
         self.check.settle()
-        wrong = first_unfinite(pl_module.named_parameters())
+        wrong = first_not_finite(pl_module.named_parameters())
         if not trainer.strategy.reduce_boolean_decision(wrong is None):  # so that no process waits for one that stopped
             raise NumericalError(
                 f"{wrong or 'a part in another process'} has numbers that are not finite after step "
@@ -95,13 +96,11 @@ class Health(Callback):
                 "Lower stage.optimizer.lr"
             )
 
-    def _see(self, name: str, value: Tensor, trainer: Trainer) -> None:
-        self.check.see(value, Seen(name, trainer.global_step, self.keys))
-
 
 def unless_scaled(norm: Tensor, precision: Any) -> Tensor:
-    """0 while a scaler (16-mixed) multiplies the loss: gradients that overflow are then its own to skip, and to scale
-    less. At a scale of 1 they are too great by themselves. Decided where the numbers are: no GPU is waited for.
+    """The norm, or 0 while a gradient scaler (16-mixed) has a scale above 1: it skips overflows and lowers its scale.
+
+    Computed on the norm's device, so that no GPU is waited for.
     """
     scale = getattr(getattr(precision, "scaler", None), "_scale", None)
     return norm if scale is None else torch.where(scale.to(norm.device) > 1, torch.zeros_like(norm), norm)
@@ -111,8 +110,8 @@ def _gradients(optimizer: Optimizer) -> Iterable[Tensor]:
     return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
-class Seen(NamedTuple):
-    """Where a number comes from."""
+class CheckedNumber(NamedTuple):
+    """The name and origin of a number that must be finite."""
 
     name: str
     step: int
@@ -121,72 +120,68 @@ class Seen(NamedTuple):
 
 @runtime_checkable
 class FiniteCheck(Protocol):
-    """`see` takes a number; after `settle` all have been looked at. NumericalError at one that is none."""
+    """`see` takes a number; after `settle` all have been checked. NumericalError for one that is not finite."""
 
-    def see(self, value: Float[Tensor, ""], seen: Seen) -> None: ...
+    def see(self, value: Float[Tensor, ""], number: CheckedNumber) -> None: ...
 
     def settle(self) -> None: ...
 
 
 class AtOnce:
-    """Before anything is done with it: on the CPU, where looking costs nothing."""
+    """Checks a number when it is given: on the CPU, where that costs nothing."""
 
-    def see(self, value: Float[Tensor, ""], seen: Seen) -> None:
-        refuse(float(value.detach()), seen, "no weight was changed by it, and")
+    def see(self, value: Float[Tensor, ""], number: CheckedNumber) -> None:
+        refuse(float(value.detach()), number, "no weight was changed by it, and")
 
     def settle(self) -> None:
         pass
 
 
 class Later:
-    """When the next step's is given, by which time a GPU has long computed it; the host waits for no kernel of its own.
+    """Checks a number when the next step's is given, by which time the GPU has computed it: the host hardly waits.
 
-    A weight may have moved by it. So whoever writes or uses weights must `settle` first.
+    By then the number may have changed weights, so `settle` before weights are used or saved.
     """
 
     def __init__(self) -> None:
-        self.waiting: deque[tuple[Tensor, torch.cuda.Event | None, Seen]] = deque()
+        self.waiting: deque[tuple[Tensor, torch.cuda.Event | None, CheckedNumber]] = deque()
 
-    def see(self, value: Float[Tensor, ""], seen: Seen) -> None:
-        while self.waiting and self.waiting[0][2].step < seen.step:
-            self._look()
-        self.waiting.append((*fetched(value.detach()), seen))
+    def see(self, value: Float[Tensor, ""], number: CheckedNumber) -> None:
+        self.settle(before=number.step)
+        self.waiting.append((*copy_to_host(value.detach()), number))
 
-    def settle(self) -> None:
-        while self.waiting:
-            self._look()
-
-    def _look(self) -> None:
-        value, done, seen = self.waiting.popleft()
-        if done is not None:
-            done.synchronize()
-        refuse(float(value), seen, "no checkpoint was written since, and")
+    def settle(self, before: float = math.inf) -> None:
+        while self.waiting and self.waiting[0][2].step < before:
+            value, copied, number = self.waiting.popleft()
+            if copied is not None:
+                copied.synchronize()
+            refuse(float(value), number, "no checkpoint was written since, and")
 
 
-def fetched(value: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], torch.cuda.Event | None]:
-    """A copy on its way to the host, and what tells that it has arrived."""
+def copy_to_host(value: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], torch.cuda.Event | None]:
+    """An asynchronous copy, and the event after which it is complete (None for a number of the CPU)."""
     if not value.is_cuda:
         return value.clone(), None
-    there = torch.empty_like(value, device="cpu", pin_memory=True)
-    there.copy_(value, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record()
-    return there, done
+    copy = torch.empty_like(value, device="cpu", pin_memory=True)
+    copy.copy_(value, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return copy, copied
 
 
-def refuse(value: float, seen: Seen, meanwhile: str) -> None:
-    if not torch.isfinite(torch.tensor(value)):
-        keys = ", ".join(seen.keys[:8]) + (", ..." if len(seen.keys) > 8 else "")
+def refuse(value: float, number: CheckedNumber, meanwhile: str) -> None:
+    if not math.isfinite(value):
+        keys = ", ".join(number.keys[:8]) + (", ..." if len(number.keys) > 8 else "")
         raise NumericalError(
-            f"{seen.name} is {value} at step {seen.step}, in the batch of {len(seen.keys)} samples {keys}; "
+            f"{number.name} is {value} at step {number.step}, in the batch of {len(number.keys)} samples {keys}; "
             f"{meanwhile} the last checkpoint is as it was. Look at these samples, or lower stage.optimizer.lr, or set "
             "trainer.gradient_clip_val"
         )
 
 
-def first_unfinite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The name of a weight that is not finite; of a sharded one each process looks at its own part."""
-    parts = {name: local_shard(weight) for name, weight in weights}
-    if not parts or bool(torch.stack([part.isfinite().all() for part in parts.values()]).all()):
+def first_not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of a weight that is not finite, if any; each process checks its own shards, in one transfer."""
+    finite = {name: local_shard(weight).isfinite().all() for name, weight in weights}
+    if not finite or bool(torch.stack([*finite.values()]).all()):
         return None
-    return next(name for name, part in parts.items() if not bool(part.isfinite().all()))
+    return next(name for name, is_finite in finite.items() if not bool(is_finite))

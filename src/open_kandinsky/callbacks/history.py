@@ -1,7 +1,4 @@
-"""The curves of a run, in metrics.csv.
-
-What a run has logged, through kills and resumes.
-"""
+"""What a run has logged, through kills and resumes: its curves in metrics.csv, and its figures in each checkpoint."""
 
 import csv
 import io
@@ -20,10 +17,10 @@ Row = Mapping[str, object]
 
 
 class Curves(Logger):
-    """A row each time that figures are logged, with the step that they are of; a column for each figure.
+    """A logger to a CSV file: a row each time that figures are logged, with their step; a column for each figure.
 
-    A process may be killed at any moment, and no row of before is lost. Lightning's CSVLogger, which this stands for,
-    deletes the file when a run is started again and writes it anew, in place, for each new column.
+    No row is lost when the process is killed. Lightning's CSVLogger deletes the file when a run is started again, and
+    rewrites it in place for each new column.
     """
 
     def __init__(self, *, path: str) -> None:
@@ -44,7 +41,7 @@ class Curves(Logger):
         return str(self.path.parent)
 
     def log_hyperparams(self, *params: object, **more: object) -> None:
-        """config.yaml holds them."""
+        """Nothing: config.yaml holds them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, int | float], step: int | None = None) -> None:
@@ -54,58 +51,58 @@ class Curves(Logger):
             self._write([*self.rows(), row])
         else:
             with open(self.path, "a", encoding="utf-8", newline="") as file:
-                file.write(written(self.columns, [row]))
+                file.write(to_csv(self.columns, [row]))
 
     def rows(self) -> list[dict[str, str]]:
-        """What is in the file, as text; half a row, which a killed process leaves at most, counts for nothing."""
+        """The file's rows, as text; without an unfinished last line, which a killed process may leave."""
         text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
         return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
 
     @rank_zero_only
     def keep(self, wanted: Callable[[Row], bool]) -> None:
-        """Leave the rows that are wanted, and no others."""
+        """Remove all rows but the wanted ones."""
         if self.path.is_file():
             self._write([row for row in self.rows() if wanted(row)])
 
     def _write(self, rows: Sequence[Row]) -> None:
         self.columns = sorted({column for row in rows for column in row})
         header = dict(zip(self.columns, self.columns, strict=True))
-        files.write(self.path, written(self.columns, [header, *rows]))
+        files.write(self.path, to_csv(self.columns, [header, *rows]))
 
 
-def written(columns: Sequence[str], rows: Sequence[Row]) -> str:
+def to_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
     text = io.StringIO()
     csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
 KEY = "history"  # in a checkpoint
-SENSES = {-1: ("loss", "lpips", "frechet"), 1: ("psnr", "ssim", "cosine", "retrieval")}  # what is better
+SIGNS = {-1: ("loss", "lpips", "frechet"), 1: ("psnr", "ssim", "cosine", "retrieval")}  # -1: lower is better
 
 Best = tuple[float | None, int | None]  # value and step
 
 
 class History(Callback):
-    """Puts into each checkpoint what a resumed run needs to go on with its curves, and takes it from there.
+    """Adds to each checkpoint what a resumed run needs to continue its curves, and reads it on resume.
 
-    - `runs`: each logger's own name of the run, so that the same one is gone on with
+    - `runs`: each logger's own id of the run, so that it is continued there
     - `figures`: the last value of everything that was logged, by which a sweep compares runs
-    - `best`: of each figure that the progress bar shows, a validation's best value and its step, or None twice
-    - `row`: what is logged at this step, but after the checkpoint is written
+    - `best`: of each figure of the progress bar, the best value in a validation and its step, or None twice
+    - `row`: the figures that Lightning logs at this step after the checkpoint is written
     """
 
     def __init__(self) -> None:
         self.figures: dict[str, float] = {}
         self.row: dict[str, int | float] = {}
         self.best: dict[str, Best] = {}
-        self.resumed, self.begun = False, False
+        self.resumed, self.started = False, False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.figures |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.best = {name: (None, None) for name in shown(trainer)} | self.best
         runs = {type(logger).__name__: str(logger.version) for logger in trainer.loggers}
         known = {"step": trainer.global_step, "runs": runs, "figures": self.figures, "best": self.best}
-        checkpoint[KEY] = {**known, "row": row_to_come(trainer) if self.begun else {}}
+        checkpoint[KEY] = {**known, "row": pending_row(trainer) if self.started else {}}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         kept = checkpoint.get(KEY, {"figures": {}, "row": {}})
@@ -113,16 +110,16 @@ class History(Callback):
         self.best = kept.get("best", {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.begun = True
-        self._go_on(trainer)
+        self.started = True
+        self._continue_curves(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Of a run that was killed after its last step, none is trained."""
-        if not self.begun:
-            self._go_on(trainer)
+        """A run that was killed after its last step trains no further, and so has no on_train_start."""
+        if not self.started:
+            self._continue_curves(trainer)
 
-    def _go_on(self, trainer: Trainer) -> None:
-        """Rows of what is done again are not there twice, and no row is missing."""
+    def _continue_curves(self, trainer: Trainer) -> None:
+        """Remove the rows of steps that will be repeated, and add the checkpoint's `row` if it is missing."""
         for logger in trainer.loggers:
             if isinstance(logger, Curves):
                 logger.keep(lambda row: int(str(row["step"])) < trainer.global_step)
@@ -137,35 +134,33 @@ class History(Callback):
                 self.best[name] = better(name, self.best.get(name, (None, None)), (value, trainer.global_step))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Where a run ended at a step with a validation, Lightning counts that step's row twice when it goes on."""
+        """Correct Lightning's count of steps, in which a step with a validation counts twice after a resume."""
         if self.resumed:
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
             self.resumed = False
 
 
 def shown(trainer: Trainer) -> list[str]:
-    """The figures of the progress bar, in its order."""
+    """Names of the figures of the progress bar, in its order."""
     return [name for name in trainer.progress_bar_metrics if name in trainer.callback_metrics]
 
 
 def better(name: str, before: Best, now: tuple[float, int]) -> Best:
-    """The best so far or the present one; a figure whose sense nobody knows has none, and NaN is none."""
-    sense = next(
-        (sense for sense, names in SENSES.items() if name.startswith("val/") and any(n in name for n in names)), None
-    )
-    if sense is None or math.isnan(now[0]):
+    """The better of both; `before` for NaN, and for a figure of which SIGNS does not say what is better."""
+    signs = [sign for sign, names in SIGNS.items() if name.startswith("val/") and any(n in name for n in names)]
+    if not signs or math.isnan(now[0]):
         return before
-    return now if before[0] is None or sense * now[0] > sense * before[0] else before
+    return now if before[0] is None or signs[0] * now[0] > signs[0] * before[0] else before
 
 
-def row_to_come(trainer: Trainer) -> dict[str, int | float]:
-    """What Lightning logs of the present step once the callbacks, which write checkpoints, have ended.
+def pending_row(trainer: Trainer) -> dict[str, int | float]:
+    """The figures that Lightning will log for the present step after the callbacks, which write checkpoints.
 
-    Without it, a run killed between the two would lack that row: it goes on from the step after.
+    A run that was killed between the two resumes with the next step, and would lack that row.
     """
     loop = trainer.fit_loop.epoch_loop
     batches: Any = loop.batch_progress.total
-    connector = trainer._logger_connector  # what is about to be logged is known to nobody else
+    connector = trainer._logger_connector  # private: nothing public has the pending figures
     if batches.processed == batches.completed or not connector.should_update_logs:
         return {}
     figures = {name: float(value) for name, value in connector.metrics["log"].items()}
@@ -173,5 +168,5 @@ def row_to_come(trainer: Trainer) -> dict[str, int | float]:
 
 
 def is_same(row: Row, other: Row) -> bool:
-    """Whether a row of the file is of that step and has those figures."""
+    """Whether a row of the file is of `other`'s step and has a value for each of its figures."""
     return int(str(row["step"])) == other["step"] and all(row.get(name) for name in other)

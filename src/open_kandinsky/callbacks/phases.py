@@ -1,4 +1,4 @@
-"""What the training loop is doing, and how long it has done what."""
+"""The phases of Lightning's training loop: which are open now, and the seconds spent in each."""
 
 import time
 from collections import defaultdict
@@ -20,10 +20,10 @@ class Phase(NamedTuple):
 
 
 class Phases(Profiler):
-    """Lightning tells its profiler of all that it begins and ends: the one place where it does, hence a subclass.
+    """A profiler that records the loop's phases, and passes each call on to `inner`, the profiler that was configured.
 
-    `inner` is the profiler that was asked for, which is told too. A start and a stop cost a microsecond. Another
-    thread may read `open` at any time.
+    A subclass, since Lightning reports the start and end of its actions to its profiler alone. Each costs a
+    microsecond. Another thread may read `open` at any time.
     """
 
     def __init__(self, inner: Any, clock: Clock = time.monotonic) -> None:
@@ -39,7 +39,7 @@ class Phases(Profiler):
 
     def stop(self, action_name: str) -> None:
         self.inner.stop(action_name)
-        if any(phase.name == action_name for phase in self.open):  # what had begun before we came is not among them
+        if any(phase.name == action_name for phase in self.open):  # not one that started before this profiler was there
             while (phase := self.open.pop()).name != action_name:
                 pass
             self.seconds[action_name] += self.clock() - phase.since
@@ -59,7 +59,7 @@ class Phases(Profiler):
 
 
 def phases(trainer: Trainer) -> Phases:
-    """The trainer's; the first who asks puts them around its profiler."""
+    """The trainer's `Phases`, which the first call wraps around its profiler."""
     run: Any = trainer
     if not isinstance(run.profiler, Phases):
         run.profiler = Phases(run.profiler)
@@ -67,6 +67,6 @@ def phases(trainer: Trainer) -> Phases:
 
 
 def logs_now(trainer: Trainer) -> bool:
-    """At a batch's end: whether its figures reach the loggers, as Lightning decides it."""
+    """Whether Lightning will pass figures of the batch that has just ended to the loggers."""
     every: int = cast(Any, trainer).log_every_n_steps
     return every > 0 and trainer.global_step % every == 0

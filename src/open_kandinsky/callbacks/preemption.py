@@ -1,4 +1,4 @@
-"""A run that is told to go: it ends its step, saves and leaves, and can be gone on with."""
+"""Stops a run on a signal (preemption, Ctrl-C): it finishes its step, saves a checkpoint and can be resumed."""
 
 import signal
 import sys
@@ -14,41 +14,42 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-# What batch systems send before they kill: SLURM and Kubernetes the first, SLURM's --signal the second, submitit the
-# third.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-APART = 1.0  # seconds between two Ctrl-C: torchrun sends on what the terminal has sent already
+SIGNALS = (  # sent by batch systems before they kill
+    signal.SIGTERM,  # SLURM and Kubernetes
+    signal.SIGUSR1,  # SLURM's --signal
+    signal.SIGUSR2,  # submitit
+)
+APART = 1.0  # seconds; of two Ctrl-C that come faster, the second is torchrun's copy of the first
 
 
 class Preempted(BaseException):
-    """The run was told to go. It is no error, and nothing that mends errors may catch it."""
+    """The run stops on a signal. It is no Exception: nothing that handles errors may catch it."""
 
-    def __init__(self, told: str, *, by_hand: bool = False) -> None:
-        super().__init__(told)
+    def __init__(self, message: str, *, by_hand: bool = False) -> None:
+        super().__init__(message)
         self.by_hand = by_hand
 
 
 class Preemption(Checkpoint):
-    """Saves `path` and raises `Preempted` at the end of the step in which a signal is found to have come.
+    """After a signal, saves `path` and raises `Preempted` at the end of the step.
 
-    A signal is only noted when it comes: in the middle of a step nothing is whole. (Lightning's own requeue for SLURM
-    writes its checkpoint inside of the signal's handler, and its handler of SIGTERM waits there for all processes.)
-    Several processes ask each other every `every` steps, so that all of them save the same step whoever got the
-    signal. During a validation or a checkpoint the signal waits for its end. Ctrl-C is such a signal once the training
-    has begun; a second one ends it at once.
+    The signal's handler only records it, since in the middle of a step weights and optimiser do not fit together.
+    (Lightning's own requeueing under SLURM saves inside of the handler, and its handler of SIGTERM waits there for all
+    processes.) Several processes ask each other every `every` steps, so that all of them save the same step whichever
+    got the signal. A validation or a checkpoint is finished first. Ctrl-C is such a signal once the training has
+    started; a second one ends it at once.
 
-    It is a `Checkpoint`, Lightning's name for callbacks that it calls last: the moving average has had its step by
-    then.
+    It is a `Checkpoint`, the kind of callback that Lightning calls last: after the step of the EMA.
     """
 
     def __init__(self, *, path: str, every: int) -> None:
         self.path, self.every = Path(path), every
-        self.told: signal.Signals | None = None
-        self.step, self.steps, self.since = 0, 0, 0.0
+        self.received: signal.Signals | None = None
+        self.step, self.steps, self.received_at = 0, 0, 0.0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Until the block ends, the signals are noted here; whatever listened before then listens again."""
+        """Record signals until the block ends; then the handlers of before are restored."""
         before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
         self._listen()
         try:
@@ -59,21 +60,21 @@ class Preemption(Checkpoint):
 
     def _listen(self) -> None:
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            signal.signal(number, self._record)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if number == signal.SIGINT and self.told is not None and now - self.since > APART:
+        if number == signal.SIGINT and self.received is not None and now - self.received_at > APART:
             signal.default_int_handler(number, frame)
-        if number == signal.SIGINT and self.told is None and rank_zero_only.rank == 0:
+        if number == signal.SIGINT and self.received is None and rank_zero_only.rank == 0:
             print("\nCtrl-C: this step is finished and saved; once more ends at once", file=sys.stderr, flush=True)
-        if self.told is None:
-            self.told, self.since = signal.Signals(number), now
+        if self.received is None:
+            self.received, self.received_at = signal.Signals(number), now
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """By now Lightning has put handlers of its own in place."""
+        """Replace the handlers that Lightning has installed by now."""
         self._listen()
-        signal.signal(signal.SIGINT, self._note)
+        signal.signal(signal.SIGINT, self._record)
         self.step = trainer.global_step
         if self._agreed(trainer):
             raise self._stop("before a step was made, nothing was saved")
@@ -82,25 +83,22 @@ class Preemption(Checkpoint):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.global_step == self.step:  # gradients are still being accumulated, and no checkpoint holds them
+        if trainer.global_step == self.step:  # accumulated gradients are in no checkpoint
             return
         self.step, self.steps = trainer.global_step, self.steps + 1
         if (trainer.world_size == 1 or self.steps % self.every == 0) and self._agreed(trainer):
-            self._save(trainer)
+            trainer.save_checkpoint(self.path)
             raise self._stop(f"at step {trainer.global_step}, saved {self.path}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Lightning may have seen the signal first; it raises between two steps, or in a validation."""
+        """Save where Lightning's handler got the signal first: it raises between two steps, or in a validation."""
         if isinstance(exception, SIGTERMException) and trainer.training:
-            self._save(trainer)
+            trainer.save_checkpoint(self.path)
 
-    def _stop(self, told: str) -> Preempted:
-        if self.told == signal.SIGINT:
-            return Preempted(f"Ctrl-C {told}", by_hand=True)
-        return Preempted(f"{self.told.name if self.told else 'another process got a signal'} {told}")
+    def _stop(self, outcome: str) -> Preempted:
+        if self.received == signal.SIGINT:
+            return Preempted(f"Ctrl-C {outcome}", by_hand=True)
+        return Preempted(f"{self.received.name if self.received else 'another process got a signal'} {outcome}")
 
     def _agreed(self, trainer: Trainer) -> bool:
-        return trainer.strategy.reduce_boolean_decision(self.told is not None, all=False)
-
-    def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.path)
+        return trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)

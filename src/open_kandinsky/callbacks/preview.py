@@ -1,4 +1,4 @@
-"""What a run draws by now: the same few samples of the validation set, over and over, as pictures."""
+"""Previews of a run: pictures of the same few validation samples, drawn again as training goes on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ Draw = Callable[[Any, Mapping[str, Any]], Float[Tensor, "rows b 3 h w"]]  # (sta
 
 
 class Reconstructions:
-    """An autoencoder's: the originals above what it makes of them."""
+    """For an autoencoder: a row of originals above a row of reconstructions."""
 
     def __call__(self, stage: Any, batch: Mapping[str, Any]) -> Float[Tensor, "2 b 3 h w"]:
         pixels = batch["pixels"]
@@ -33,24 +33,22 @@ class Reconstructions:
 
 
 class Drawings:
-    """A decoder's: the pictures whose embeddings it is given above what it draws from them and their captions.
+    """For a decoder: a row of originals above a row of pictures drawn from their embeddings and captions.
 
-    `movq` reads the network that makes pictures of latents; None shows three channels, at three standard deviations.
+    `movq` loads the network that decodes latents; with None three channels are shown, at three standard deviations.
     """
 
     def __init__(self, *, movq: Callable[[], nn.Module] | None, sampler: str, steps: int, scale: float) -> None:
-        with isolate_rng():  # a network is made at random before its weights are read
+        with isolate_rng():  # a network is initialised at random before its weights are loaded
             self.movq = None if movq is None else movq()
         self.sampler, self.steps, self.scale = named(sampler), steps, scale
 
     def __call__(self, stage: Any, batch: Mapping[str, Any]) -> Float[Tensor, "2 b 3 h w"]:
-        z = torch.stack(
-            [batch["z"], stage.network.standardise.inverse(self.sample(stage, batch, range(len(batch["z"]))))]
-        )
-        return torch.stack([self.visible(stage.network, each) for each in z])
+        drawn = stage.network.standardise.inverse(self.sample(stage, batch, range(len(batch["z"]))))
+        return torch.stack([self.to_pixels(stage.network, z) for z in (batch["z"], drawn)])
 
     def sample(self, stage: Any, batch: Mapping[str, Any], seeds: Sequence[int]) -> Float[Tensor, "b c h w"]:
-        """Guided latents, standardised; each sample has noise of its own, the same every time."""
+        """Guided latents, standardised; each sample's noise depends on its seed alone."""
         z = stage.network.standardise(batch["z"])
         beside = torch.cat([stage.beside(z, ALONE)] * 2)
         conditions = {name: batch[name] for name in stage.network.reads}
@@ -64,7 +62,7 @@ class Drawings:
         noise = PerImageNoise(seeds, z.shape[1:], z.device)
         return self.sampler(denoise, next(noise), stage.alpha_bar, self.steps, noise)
 
-    def visible(self, network: Any, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hp wp"]:
+    def to_pixels(self, network: Any, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hp wp"]:
         if self.movq is None:
             return network.standardise(z)[:, :3] / 3
         return self.movq.to(z.device).decode(z)  # pyright: ignore[reportCallIssue]
@@ -73,15 +71,15 @@ class Drawings:
 class Preview(Callback):
     """Draws the first `count` validation samples at the first validation in every `every` steps.
 
-    It draws before validation ends, while the averaged weights are in place where there are any, to
-    `folder`/<step>.png and to the run's loggers; captions.txt there names the columns. The random state is afterwards
-    what it was before, so that a run with previews is the same run.
+    The pictures go to `folder`/<step>.png and to the run's loggers; captions.txt there names the columns. They are
+    drawn before validation ends, by the EMA's weights if there is one. The random state is restored, so that a run with
+    previews is the same run.
     """
 
     def __init__(self, *, every: int, count: int, folder: str, draw: Draw) -> None:
         self.every, self.count, self.folder, self.draw = every, count, Path(folder), draw
         self.batch: dict[str, Any] = {}
-        self.drawn = -1  # how often `every` steps had passed when it drew last
+        self.drawn = -1  # step // every of the last preview
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -96,7 +94,7 @@ class Preview(Callback):
         self.drawn = due
         with isolate_rng(), trainer.precision_plugin.forward_context():
             torch.manual_seed(0)
-            rows = self.draw(pl_module, self.batch)  # by every process: sharded weights need all of them
+            rows = self.draw(pl_module, self.batch)  # in every process, which sharded weights need
         if trainer.is_global_zero:
             self.show(trainer, to_uint8(rows.float()), self.batch["caption"])
 
@@ -118,7 +116,7 @@ class Preview(Callback):
 
 
 def to_uint8(pixels: Float[Tensor, "*b 3 h w"]) -> UInt8[Tensor, "*b 3 h w"]:
-    """[-1, 1] to [0, 255]."""
+    """[-1, 1] to [0, 255], on the CPU."""
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
@@ -132,7 +130,7 @@ def to_tensorboard(logger: Any, grid: Tensor, rows: Tensor, captions: Sequence[s
 
 
 def to_wandb(logger: Any, grid: Tensor, rows: Tensor, captions: Sequence[str], step: int) -> None:
-    """The grid, whose steps a slider runs through, and a Table with a row for each caption."""
+    """Log the grid, with a slider over steps, and a Table with a row for each caption."""
     import wandb
 
     columns = zip(*[[wandb.Image(to_image(picture)) for picture in row] for row in rows], strict=True)

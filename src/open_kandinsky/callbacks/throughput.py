@@ -1,13 +1,7 @@
-"""What the data counts while it is read: samples seen, samples skipped and why.
+"""Speed of a training: images and FLOPs per second, model FLOPs utilisation (MFU), waiting for data, memory.
 
-The floating-point operations of one training step, counted while it runs.
-
-What a GPU could do: dense matrix products, from the vendor's data sheets and architecture white papers.
-
-Lightning has such a table (fabric.utilities.throughput), but some of its entries are those for sparse matrices, which
-are twice as high, and it does not know an H200 by the name that its driver gives.
-
-Pictures a second, how much of the hardware that is, and how long the training waited for data.
+FLOPs are counted while a training step runs; the peaks of GPUs are in a table. The counts that the data keeps of its
+samples are logged here too.
 """
 
 import re
@@ -28,13 +22,15 @@ from open_kandinsky.callbacks.phases import SAVING, WAITING, Clock, Phases, logs
 
 @runtime_checkable
 class CountingData(Protocol):
-    """Data that counts. `counts`: this process's so far, under the same names in every process."""
+    """Data that counts its samples: seen, and skipped for which reason."""
 
-    def counts(self) -> Mapping[str, int]: ...
+    def counts(self) -> Mapping[str, int]:
+        """This process's counts so far, under the same names in every process."""
+        ...
 
 
 class DataCounts(Callback):
-    """Logs data/<name> as often as the loss, summed over processes, where the run's data counts."""
+    """Logs the data's counts, summed over processes, as data/<name>, as often as the loss."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         data: object = trainer.datamodule  # type: ignore[attr-defined]
@@ -45,11 +41,11 @@ class DataCounts(Callback):
 
 
 class StepFlops(TorchDispatchMode):
-    """Counts matrix products, convolutions and attention (2 operations a multiply-add) while it is entered.
+    """Counts the FLOPs of matrix products, convolutions and attention (2 a multiply-add) of a training step.
 
-    Nothing is computed for it: it looks on at a step of the training. A compiled network runs that step uncompiled,
-    and is compiled afterwards. By torch's own formulas, but not by its FlopCounterMode, which takes some operations
-    apart: a step under it rounds differently, and a resumed run would not be the uninterrupted one.
+    A compiled network runs that step uncompiled, and is compiled afterwards. The formulas are torch's, but not its
+    FlopCounterMode, which decomposes some operations: a step under it rounds differently, and a resumed run would not
+    be the uninterrupted one.
     """
 
     def __init__(self) -> None:
@@ -57,7 +53,7 @@ class StepFlops(TorchDispatchMode):
         self.total, self.forward, self.backward = 0, 0, 0
 
     def __enter__(self) -> "StepFlops":
-        # Who is asked to compile while somebody looks on (torch before 2.15) runs uncompiled ever after.
+        # A function that is to be compiled under a dispatch mode stays uncompiled for good (torch before 2.15).
         self.uncompiled = torch.compiler.set_stance("force_eager")
         return super().__enter__()
 
@@ -73,31 +69,30 @@ class StepFlops(TorchDispatchMode):
         return out
 
     def forward_ended(self) -> None:
-        self.forward += self._new()
+        self.forward = self.total - self.backward
 
     def backward_ended(self) -> None:
-        self.backward += self._new()
+        self.backward = self.total - self.forward
 
-    def models(self) -> int:
-        """The model's own so far: a backward pass is at most twice the forward pass; more is recomputed activations.
+    def model_flops(self) -> int:
+        """FLOPs so far without recomputed activations: those by which the backward pass exceeds twice the forward pass.
 
-        What is computed twice to save memory is not counted (Chowdhery et al. 2022, appendix B: MFU, and not HFU).
+        They count for HFU, and not for MFU (Chowdhery et al. 2022, appendix B).
         """
         self.forward_ended()
         return self.forward + min(self.backward, 2 * self.forward)
 
-    def _new(self) -> int:
-        return self.total - self.forward - self.backward
-
 
 class Peak(NamedTuple):
-    """In TFLOP/s, without sparsity, sums in float32."""
+    """TFLOP/s of a GPU's dense matrix products, accumulated in float32."""
 
     bf16: float  # float16 is as fast
     tf32: float
 
 
-PEAKS = {  # a pattern of the name that torch.cuda.get_device_name gives
+# From data sheets and architecture white papers, by a pattern of torch.cuda.get_device_name. In Lightning's table
+# (fabric.utilities.throughput) some entries are those of sparse matrices, twice as high, and no H200 is found.
+PEAKS = {
     r"A100\b": Peak(312.0, 156.0),
     r"H100 80GB HBM3$": Peak(989.4, 494.7),
     r"H100 PCIe$": Peak(756.0, 378.0),
@@ -115,34 +110,29 @@ PEAKS = {  # a pattern of the name that torch.cuda.get_device_name gives
 
 
 def peak(device: str, precision: str) -> float | None:
-    """TFLOP/s of the GPU of that name in Lightning's `precision`; None where it is not known: no number is guessed.
+    """Peak TFLOP/s of the GPU of that name in Lightning's `precision`; None if unknown, as for a part of a GPU (MIG).
 
-    A part of a GPU (MIG) is not known. Float32 is tf32 if matrix products are allowed to be; if not, convolutions
-    still are, and no one number is the peak.
+    Float32 counts as tf32 if that is allowed for matrix products. If not, it is still allowed for convolutions, and no
+    one number is the peak.
     """
-    found = [
-        figures for name, figures in PEAKS.items() if re.search(rf"(^|\s|-){name}", device) and "MIG" not in device
-    ]
-    column = arithmetic(precision)
-    return getattr(found[0], column) if found and column else None
-
-
-def arithmetic(precision: str) -> str | None:
+    peaks = [figures for name, figures in PEAKS.items() if re.search(rf"(^|\s|-){name}", device)]
+    if not peaks or "MIG" in device:
+        return None
     if precision in ("bf16-mixed", "bf16-true", "16-mixed", "16-true"):
-        return "bf16"
-    return "tf32" if precision == "32-true" and torch.get_float32_matmul_precision() != "highest" else None
+        return peaks[0].bf16
+    return peaks[0].tf32 if precision == "32-true" and torch.get_float32_matmul_precision() != "highest" else None
 
 
 GB = 1e9
 
 
 class Spent(NamedTuple):
-    """In one process since an earlier moment; or, of all processes, the sums."""
+    """Images and seconds of one process since an earlier moment, or their sums over processes."""
 
     images: float
     seconds: float
-    waiting: float  # for a batch
-    aside: float  # in validations and checkpoints
+    waiting: float  # seconds of them, for a batch
+    aside: float  # seconds of them, in validations and checkpoints
 
     def since(self, earlier: "Spent") -> "Spent":
         return Spent(*(now - then for now, then in zip(self, earlier, strict=True)))
@@ -151,16 +141,15 @@ class Spent(NamedTuple):
 class Throughput(Callback):
     """Logs speed/*, data/wait_share and memory as often as the loss, over the time since they were logged last.
 
-    The first two steps of a run are left out: one has its operations counted, and the next compiles. Lightning's
-    ThroughputMonitor waits for the GPU at every step, counts a validation as training where it is not told otherwise,
-    and knows no waiting; its DeviceStatsMonitor logs a hundred counters. Here a GPU is waited for once each time it is
-    logged.
+    The first two steps of a run are left out: in the first FLOPs are counted, and the second compiles. Lightning's
+    ThroughputMonitor synchronises with the GPU at every step, counts validation as training by default, and does not
+    measure waiting; its DeviceStatsMonitor logs a hundred counters. Here the GPU is synchronised with once per log.
     """
 
     def __init__(self, *, clock: Clock = time.monotonic) -> None:
         self.clock = clock
         self.counter: StepFlops | None = None  # while the first step runs
-        self.flops = 0.0  # an image
+        self.flops = 0.0  # per image
         self.images, self.validating, self.began = 0, 0.0, 0.0
         self.last: Spent | None = None
 
@@ -200,7 +189,7 @@ class Throughput(Callback):
     def _stop_counting(self, images: int) -> None:
         assert self.counter is not None
         self.counter.__exit__(None, None, None)
-        self.flops, self.counter = self.counter.models() / images, None
+        self.flops, self.counter = self.counter.model_flops() / images, None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.began = self.clock()
@@ -210,12 +199,12 @@ class Throughput(Callback):
 
     def _now(self, device: torch.device) -> Spent:
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # what has been asked for so far is done
+            torch.cuda.synchronize(device)  # the images so far are done
         spent = self.phases.seconds
         return Spent(self.images, self.clock(), spent[WAITING], self.validating + spent[SAVING])
 
     def figures(self, trainer: Trainer, mine: Spent) -> dict[str, float]:
-        """Of all processes together; TFLOP/s and memory are one device's."""
+        """Speeds of all processes together; TFLOP/s and memory are per device."""
         numbers = torch.tensor(mine, device=trainer.strategy.root_device)
         total = Spent(*trainer.strategy.reduce(numbers, reduce_op="sum").tolist())  # type: ignore[union-attr]
         training = total.seconds - total.aside
@@ -226,26 +215,22 @@ class Throughput(Callback):
             "speed/aside_share": total.aside / total.seconds,
             "data/wait_share": total.waiting / training,
         }
-        used = utilisation(tflops, trainer.strategy.root_device, str(trainer.precision))
-        return figures | used | memory(trainer)
+        return figures | utilisation(tflops, trainer.strategy.root_device, str(trainer.precision)) | memory(trainer)
 
 
 def utilisation(tflops: float, device: torch.device, precision: str) -> dict[str, float]:
-    """Model FLOPs over the GPU's peak; nothing where that is not known."""
-    could = peak(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
-    return {} if could is None else {"speed/mfu": tflops / could}
+    """Model FLOPs utilisation, the share of the GPU's peak; nothing if that is unknown."""
+    most = peak(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+    return {} if most is None else {"speed/mfu": tflops / most}
 
 
 def memory(trainer: Trainer) -> dict[str, float]:
-    """The fullest process's: of the device since this was asked last, of the host's main memory since it began."""
-    device, peaks = trainer.strategy.root_device, {"speed/host_memory_gb": host_peak() / GB}
+    """Peak memory, the largest of all processes: of the device since the last call, of the host since the start."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes; Linux counts in KiB
+    peaks = {"speed/host_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB}
+    device = trainer.strategy.root_device
     if device.type == "cuda":
         peaks["speed/device_memory_gb"] = torch.cuda.max_memory_allocated(device) / GB
         torch.cuda.reset_peak_memory_stats(device)
     numbers = torch.tensor(list(peaks.values()), device=device)
     return dict(zip(peaks, trainer.strategy.reduce(numbers, reduce_op="max").tolist(), strict=True))  # type: ignore[union-attr]
-
-
-def host_peak() -> int:
-    """Bytes. Linux counts in KiB, macOS in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,4 +1,4 @@
-"""Stage 0, for a domain of one's own: CLIP, trained by contrast of images and their captions (Radford et al. 2021)."""
+"""Stage 0, optional: CLIP is trained contrastively on images and their captions (Radford et al. 2021)."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ from open_kandinsky.stages.parallel import Engine
 
 
 class ClipStage(LightningModule):
-    """open_clip's model and loss. Kandinsky itself uses OpenAI's weights, frozen."""
+    """Trains open_clip's model by its loss, for a domain of its own. Kandinsky itself uses OpenAI's frozen weights."""
 
     def __init__(self, *, network: Clip, optimizer: MakeOptimizer, lr_schedule: MakeSchedule, engine: Engine) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class ClipStage(LightningModule):
         self.engine.apply(self, self.network)
 
     def embed(self, batch: ImageBatch) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
-        """Images and captions, at length 1."""
+        """Image and caption embeddings, of L2 norm 1."""
         image = self.network.encode_image(batch["clip_pixels"])
         text = self.network.encode_text(batch["caption"]).emb
         return F.normalize(image, dim=1), F.normalize(text, dim=1)
@@ -53,15 +53,15 @@ class ClipStage(LightningModule):
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """And no temperature below 0.01, as in CLIP's training: before an average or a checkpoint sees the weight."""
+        """Keep the temperature at 0.01 or more, as in CLIP's training, before an average or a checkpoint reads it."""
         super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
             self.network.model.logit_scale.clamp_(0, math.log(100))
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        image, text = map(gather_rows, self.embed(batch))  # a caption is found among those of all processes
-        hit = (image @ text.T).argmax(1) == torch.arange(len(image), device=image.device)
-        self.log("val/retrieval", hit.float().mean(), prog_bar=True, batch_size=len(image), sync_dist=True)
+        image, text = map(gather_rows, self.embed(batch))  # retrieval is among all processes' captions
+        correct = (image @ text.T).argmax(1) == torch.arange(len(image), device=image.device)
+        self.log("val/retrieval", correct.float().mean(), prog_bar=True, batch_size=len(image), sync_dist=True)
         self.log("val/cosine", (image * text).sum(1).mean(), batch_size=len(image), sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

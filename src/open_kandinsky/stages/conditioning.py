@@ -1,20 +1,21 @@
-"""Condition dropout: some examples learn without their condition, so that sampling can be guided away from none.
+"""How a prior and a decoder are conditioned in training: condition dropout, and input channels beside x_t.
 
-What a decoder sees beside x_t: nothing, or for inpainting a part of the latent and where it is known.
+Dropped conditions teach the network the unconditional prediction that classifier-free guidance needs. The further input
+channels are a decoder's for inpainting: the known part of the latent, and its mask.
 """
 
 from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from open_kandinsky.core.draws import Draws
 
 
 class NullConditions(nn.Module):
-    """The conditions of nothing: the empty caption's states, the embedding of CLIP's mean-colour image.
+    """Null conditions for classifier-free guidance: the empty caption's states, the embedding of a mean-colour image.
 
     They come with the data, from the encoders that made it, and stay out of the state dict.
     """
@@ -24,38 +25,34 @@ class NullConditions(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def drop(self, chance: float, draws: Draws, **conditions: Shaped[Tensor, "b ..."]) -> list[Shaped[Tensor, "b ..."]]:
-        """Each example's conditions, all of them or none, replaced with probability `chance`; in the given order."""
-        some = next(iter(conditions.values()), None)
-        if some is None:
+        """Replace all of an example's conditions, or none, with probability `chance`; returned in the given order."""
+        if not conditions:
             return []
-        dropped = draws.uniform(some) < chance
-        return [_where(dropped, getattr(self, name), value) for name, value in conditions.items()]
-
-
-def _where(dropped: Bool[Tensor, "b"], null: Tensor, value: Tensor) -> Tensor:
-    mask = rearrange(dropped, f"b -> b {'1 ' * (value.ndim - 1)}")
-    return torch.where(mask, null.to(value.dtype), value)
+        dropped = draws.uniform(next(iter(conditions.values()))) < chance
+        masks = [rearrange(dropped, f"b -> b {'1 ' * (value.ndim - 1)}") for value in conditions.values()]
+        nulls = [getattr(self, name).to(value.dtype) for name, value in conditions.items()]
+        return [torch.where(*each) for each in zip(masks, nulls, conditions.values(), strict=True)]
 
 
 @runtime_checkable
 class InputConditioning(Protocol):
-    """The input's channels beside x_t, drawn anew for each training example's latent z."""
+    """Returns a decoder's input channels beside x_t for latents z; random ones are drawn anew for each example."""
 
     def __call__(self, z: Float[Tensor, "b c h w"], draws: Draws) -> Float[Tensor, "b extra h w"]: ...
 
 
 class NoInputConditioning:
-    """Text to image."""
+    """No further channels: text to image."""
 
     def __call__(self, z: Float[Tensor, "b c h w"], draws: Draws) -> Float[Tensor, "b 0 h w"]:
         return z[:, :0]
 
 
 class InpaintingInput:
-    """[z where known, the mask]: the mask is 1 where the latent is known and 0 where it is to be painted.
+    """[z * mask, mask] with a random mask, which is 1 where the latent is known and 0 where it is to be painted.
 
-    Kandinsky 2.1's convention inside the network; what is painted is a box, an ellipse or all but one of them, of
-    `smallest` to `largest` of each side.
+    That is Kandinsky 2.1's convention inside the network. The painted area is a box or an ellipse, or all outside of
+    it; its height and width are from `smallest` to `largest` times the latent's.
     """
 
     def __init__(self, *, smallest: float, largest: float) -> None:

@@ -53,7 +53,7 @@ class DecoderStage(LightningModule):
         self.null.set(**data.null)
 
     def context(self, batch: LatentBatch, draws: Draws) -> Context:
-        """Of what the network reads; image and text are dropped independently."""
+        """The network's conditioning, from which image and text are dropped independently."""
         image, text = {"image_emb": batch["image_emb"]}, {name: batch[name] for name in self.network.reads[1:]}
         kept = self.null.drop(self.drop_image, draws, **image) + self.null.drop(self.drop_text, draws, **text)
         return self.network.context(**dict(zip(self.network.reads, kept, strict=True)))

@@ -1,8 +1,7 @@
-"""How far a reconstruction is from its picture.
+"""Stage 1, the autoencoder: MoVQ is trained with a reconstruction loss, against a PatchGAN, by manual optimisation.
 
-Which codes of a codebook are used, over many steps, and what becomes of those that are not.
-
-Stage 1, the autoencoder: MoVQ against a PatchGAN, by manual optimisation.
+Here are the stage, its reconstruction loss, and the statistics and reset of the codebook's codes. The adversarial
+weights and penalties are in stages/gan.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +51,7 @@ Draw = Callable[[], Float[Tensor, "codes c"]]
 
 
 class Usage(nn.Module):
-    """How often each code was used by all processes within a window of so many steps.
+    """Counts how often each code is used by all processes within a window of `window` steps.
 
     One batch says little: 16,384 codes are more than the latents of 16 pictures. The counts are a buffer, the same on
     each process: a run that is resumed within a window, by any number of processes, goes on counting.
@@ -69,12 +68,9 @@ class Usage(nn.Module):
         self.counts += sum_over_processes(torch.bincount(index.flatten(), minlength=len(self.counts)))
 
     def figures(self) -> dict[str, Float[Tensor, ""]]:
-        """Shares of the codes: `code_usage` by the perplexity, `codes_used` at least once."""
+        """`code_usage`, the perplexity as a share of the codes, and `codes_used`, the share used at least once."""
         most = self.counts.sum().clamp(min=1, max=len(self.counts))  # fewer latents than codes cannot use them all
-        return {
-            "code_usage": perplexity_of(self.counts) / most,
-            "codes_used": (self.counts > 0).sum() / most,
-        }
+        return {"code_usage": perplexity_of(self.counts) / most, "codes_used": (self.counts > 0).sum() / most}
 
 
 @runtime_checkable
@@ -108,7 +104,7 @@ def latents_for_codes(z: Float[Tensor, "b c h w"], codes: int) -> Float[Tensor, 
 
 
 class MoVQStage(LightningModule):
-    """Autoencoder and adversary in turn. What is chosen here decides whether the pair stays in balance."""
+    """Trains the autoencoder and, from step `adversary_from` on, its adversary, the discriminator, in turn."""
 
     def __init__(
         self,
@@ -145,27 +141,29 @@ class MoVQStage(LightningModule):
         self.engine.apply(self, self.network, self.discriminator)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        step, pixels = self.global_step, batch["pixels"]
-        autoencoder, adversary = cast(Any, self.optimizers())
-        schedule, adversary_schedule = cast(Any, self.lr_schedulers())
-        made = self.reconstruct(pixels, step)
-        quality = self.pixel_loss(made.pixels, pixels)
-        loss, figures = quality + made.codebook_loss, {"reconstruction": quality}
-        if step >= self.adversary_from:
-            fooled = self.discriminator.requires_grad_(False)(made.pixels)
-            weight = self.weigh(quality, -fooled.mean(), made, step)
-            loss = loss - weight * fooled.mean()
+        step, pixels, has_adversary = self.global_step, batch["pixels"], self.global_step >= self.adversary_from
+        optimizer, disc_optimizer = cast(Any, self.optimizers())
+        schedule, disc_schedule = cast(Any, self.lr_schedulers())
+        reconstruction = self.reconstruct(pixels, step)
+        quality = self.pixel_loss(reconstruction.pixels, pixels)
+        loss, figures = quality + reconstruction.codebook_loss, {"reconstruction": quality}
+        if has_adversary:
+            score = self.discriminator.requires_grad_(False)(reconstruction.pixels).mean()
+            weight = self.adversary_weight(quality, -score, reconstruction, self.network.decoder.conv_out)
+            weight = weight * adversary_share(step, at=self.adversary_from, ramp=self.adversary_ramp)
+            loss = loss - weight * score
             figures["adversary_weight"] = torch.as_tensor(weight, device=self.device)
-        self.descend(autoencoder, loss)
+        self.backward_and_step(optimizer, loss)
         schedule.step()
-        if step >= self.adversary_from:
+        if has_adversary:
             self.discriminator.requires_grad_(True)
-            figures |= self.fight(adversary, pixels, made.pixels.detach(), step)
-            adversary_schedule.step()
-        self.tell(figures | {"loss": loss})
-        self.watch_codes(made, step)
+            figures |= self.discriminator_step(disc_optimizer, pixels, reconstruction.pixels.detach(), step)
+            disc_schedule.step()
+        self.log_means(figures | {"loss": loss})
+        self.update_usage(reconstruction, step)
 
     def reconstruct(self, pixels: Float[Tensor, "b 3 h w"], step: int) -> Reconstruction:
+        """Through the codebook from step `quantise_from` on, which may be filled with that batch's latents first."""
         if step < self.quantise_from:
             return self.network.without_codebook(pixels)
         if self.fill_codebook and step == self.quantise_from > 0:
@@ -174,63 +172,61 @@ class MoVQStage(LightningModule):
             self.network.codebook.restart(torch.ones_like(self.usage.counts, dtype=torch.bool), latents)
         return self.network(pixels)
 
-    def weigh(self, quality: Tensor, fooling: Tensor, made: Reconstruction, step: int) -> float | Tensor:
-        weight = self.adversary_weight(quality, fooling, made, self.network.decoder.conv_out)
-        return weight * adversary_share(step, at=self.adversary_from, ramp=self.adversary_ramp)
-
-    def descend(self, optimizer: Any, loss: Tensor) -> None:
+    def backward_and_step(self, optimizer: Any, loss: Tensor) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
         if self.clip_value is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.clip_value, gradient_clip_algorithm="value")
         optimizer.step()
 
-    def fight(self, optimizer: Any, real: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
-        """One step of the adversary; its figures."""
-        bout = DiscriminatorBatch(step, real, self.discriminator(real), self.discriminator(fake))
-        loss = hinge(bout.real, bout.fake)
-        asked = {name: penalty(self.discriminator, bout) for name, penalty in self.penalties.items()}
-        added = {name: penalty for name, penalty in asked.items() if penalty is not None}
-        self.descend(optimizer.optimizer, sum(added.values(), loss))  # the bare optimiser: the step is counted already
-        return {"adversary": loss} | added
+    def discriminator_step(self, optimizer: Any, real: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
+        """One step of the discriminator; returns its hinge loss and penalties, to be logged."""
+        batch = DiscriminatorBatch(step, real, self.discriminator(real), self.discriminator(fake))
+        loss = hinge(batch.real, batch.fake)
+        penalties = {name: penalty(self.discriminator, batch) for name, penalty in self.penalties.items()}
+        due = {name: penalty for name, penalty in penalties.items() if penalty is not None}
+        total = sum(due.values(), loss)
+        self.backward_and_step(optimizer.optimizer, total)  # torch's own, which Lightning does not count as a step
+        return {"adversary": loss} | due
 
-    def tell(self, figures: Mapping[str, Tensor]) -> None:
+    def log_means(self, figures: Mapping[str, Tensor]) -> None:
         """Log means over all processes, gathered in one go."""
         means = mean_over_processes(torch.stack([figure.detach().float() for figure in figures.values()]))
         for name, figure in zip(figures, means, strict=True):
             self.log(f"train/{name}", figure, prog_bar=name in ("loss", "adversary"))
 
-    def watch_codes(self, made: Reconstruction, step: int) -> None:
-        """Count the codes in use, and at the end of each window see to those that are not."""
-        since = step + 1 - self.quantise_from
-        if since <= 0:
+    def update_usage(self, reconstruction: Reconstruction, step: int) -> None:
+        """Count the codes in use; at the end of each window log their usage, and reset the dead ones."""
+        steps = step + 1 - self.quantise_from
+        if steps <= 0:
             return
-        self.usage.add(made.index)
-        if since % self.usage.window == 0:
+        self.usage.add(reconstruction.index)
+        if steps % self.usage.window == 0:
             self.log_dict({f"train/{name}": figure for name, figure in self.usage.figures().items()})
-            draw = partial(latents_for_codes, made.z, len(self.usage.counts))
+            draw = partial(latents_for_codes, reconstruction.z, len(self.usage.counts))
             self.revival(self.network.codebook, self.usage.counts, draw)
             self.usage.counts.zero_()
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Latents, and the pictures that they become, in [-1, 1].
+        """Log L1, PSNR and SSIM; returns latents `z`, and `reconstruction` in [-1, 1].
 
-        val/psnr is of latents as the decoder learns and draws them, val/psnr_quantised of their nearest codes.
+        val/psnr decodes the latents as they are, which the decoder of stage 3 learns; val/psnr_quantised their nearest
+        codes.
         """
         pixels = batch["pixels"]
         z = self.network.encode(pixels)
-        made, quantised = self.network.decode(z).clamp(-1, 1), self.network.through_codebook(z)
-        y, *both = (((p.clamp(-1, 1) + 1) / 2).float() for p in (pixels, made, quantised))
+        reconstruction, quantised = self.network.decode(z).clamp(-1, 1), self.network.through_codebook(z)
+        y, *both = (((p.clamp(-1, 1) + 1) / 2).float() for p in (pixels, reconstruction, quantised))
         figures: dict[str, Any] = {"l1": F.l1_loss(both[0], y)}
         for suffix, x in zip(("", "_quantised"), both, strict=True):
             figures[f"psnr{suffix}"] = peak_signal_noise_ratio(x, y, data_range=1.0, dim=(1, 2, 3))  # of each picture
             figures[f"ssim{suffix}"] = structural_similarity_index_measure(x, y, data_range=1.0)
         for name, figure in figures.items():
             self.log(f"val/{name}", figure, prog_bar=name == "psnr", batch_size=len(y), sync_dist=True)
-        return {"z": z, "made": made}
+        return {"z": z, "reconstruction": reconstruction}
 
     def configure_optimizers(self) -> Any:
         modules = (self.network, self.discriminator)
-        made = [build_optimizer(module.parameters(), self.optimizer) for module in modules]
-        named = zip(("train/lr", "train/lr_adversary"), self.lr_schedules, made, strict=True)
-        return made, [{"scheduler": schedule(optimizer), "name": name} for name, schedule, optimizer in named]
+        optimizers = [build_optimizer(module.parameters(), self.optimizer) for module in modules]
+        named = zip(("train/lr", "train/lr_adversary"), self.lr_schedules, optimizers, strict=True)
+        return optimizers, [{"scheduler": schedule(optimizer), "name": name} for name, schedule, optimizer in named]

@@ -1,7 +1,4 @@
-"""Training a part of a network: a decoder for a domain of one's own, say, while latents stay as they are.
-
-Optimisers and learning-rate schedules, as the stages take them from the configuration.
-"""
+"""Optimisers and learning-rate schedules, as stages take them from the configuration; freezing parts of a network."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -17,10 +14,10 @@ from open_kandinsky.core.errors import UserError
 
 
 def freeze_all_but(trained: Sequence[str], network: nn.Module) -> None:
-    """ValueError for what is no part of the network."""
+    """Leave gradients to the children named in `trained`, say a decoder. UserError names an unknown one."""
     parts = dict(network.named_children())
-    if strange := set(trained) - set(parts):
-        raise UserError(f"stage.trained: {sorted(strange)[0]!r} is no part of the network: {', '.join(parts)}")
+    if unknown := set(trained) - set(parts):
+        raise UserError(f"stage.trained: {sorted(unknown)[0]!r} is no part of the network: {', '.join(parts)}")
     for name, part in parts.items():
         part.requires_grad_(name in trained)
 
@@ -47,9 +44,9 @@ def warmup_constant(optimizer: Optimizer, *, warmup: int) -> LRScheduler:
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], make: MakeOptimizer) -> Optimizer:
-    """An optimiser of those that are trained; weight decay is for matrices alone, as in open_clip.
+    """An optimiser of the parameters that require gradients; weight decay is for matrices alone, as in open_clip.
 
-    Norms, biases, temperatures and other vectors have a group of their own without it, where there is any.
+    Norms, biases, temperatures and other vectors are in a parameter group without it.
     """
     trained = [p for p in parameters if p.requires_grad]
     optimizer = make(trained)
@@ -57,14 +54,14 @@ def build_optimizer(parameters: Iterable[nn.Parameter], make: MakeOptimizer) -> 
         (group,) = optimizer.param_groups
         group["params"] = [p for p in trained if p.ndim >= 2]
         optimizer.add_param_group({"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0})
-    return trainable(optimizer)
+    return prepare(optimizer)
 
 
-def trainable(optimizer: Optimizer) -> Optimizer:
-    """The same, whose gradients may be clipped in mixed precision, and which resumes from weights of another layout.
+def prepare(optimizer: Optimizer) -> Optimizer:
+    """Let a fused optimiser's gradients be clipped in mixed precision, and its state be loaded for any weight layout.
 
-    Lightning refuses to clip for a fused optimiser, which could unscale gradients itself. Here a scaler does that,
-    where there is one: in bf16 there is none.
+    Lightning refuses to clip for a fused optimiser, because it may unscale gradients itself. Here the scaler unscales
+    (16-mixed), or nothing is scaled (bf16-mixed).
     """
     optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
     optimizer.register_load_state_dict_pre_hook(refuse_other_groups)
@@ -73,7 +70,7 @@ def trainable(optimizer: Optimizer) -> Optimizer:
 
 
 def refuse_other_groups(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """ValueError for the state of an optimiser whose weight decay moved vectors too, as versions before 0.2 had it."""
+    """UserError for a state with another number of parameter groups: before version 0.2 vectors decayed too."""
     before, now = len(state["param_groups"]), len(optimizer.param_groups)
     if before != now:
         raise UserError(
@@ -83,7 +80,7 @@ def refuse_other_groups(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 
 def lay_out(optimizer: Optimizer) -> None:
-    """Moments as their weights are: torch's fused optimisers read both by address, and do not ask for strides."""
+    """Give moments the strides of their weights: torch's fused optimisers read both by address alone."""
     for weight, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
@@ -93,6 +90,9 @@ def lay_out(optimizer: Optimizer) -> None:
 def stepwise(
     parameters: Iterable[nn.Parameter], optimizer: MakeOptimizer, lr_schedule: MakeSchedule
 ) -> OptimizerLRScheduler:
-    """For `configure_optimizers`: the rate moves every step, not every epoch."""
-    made = build_optimizer(parameters, optimizer)
-    return {"optimizer": made, "lr_scheduler": {"scheduler": lr_schedule(made), "interval": "step", "name": "train/lr"}}
+    """What `configure_optimizers` returns for one optimiser whose rate is set every step, not every epoch."""
+    built = build_optimizer(parameters, optimizer)
+    return {
+        "optimizer": built,
+        "lr_scheduler": {"scheduler": lr_schedule(built), "interval": "step", "name": "train/lr"},
+    }

@@ -1,6 +1,7 @@
-"""How a stage's networks run: recomputed, compiled and sharded, block by block, by torch's own means.
+"""Compilation, activation recomputation and sharding (FSDP2) of a stage's networks, block by block.
 
-Less memory for more work: what the backward pass needs of a block is computed again there, and not kept.
+Recomputation (gradient checkpointing) runs a block's forward pass again in the backward pass, in place of keeping its
+activations. Here is also the cost model by which `MemoryBudget` chooses blocks for it.
 """
 
 import logging
@@ -20,59 +21,59 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from open_kandinsky.core.errors import UserError
 
-# Blocks send and hold weights in bf16, as autocast would have cast them; outside of blocks (embeddings, positions) they
-# stay float32, and so do gradients and the weights that the optimiser moves. Inputs are autocast's to cast.
+# FSDP2 gathers a block's weights in bf16, to which autocast would cast them anyway. Weights outside of blocks
+# (embeddings, positions), gradients and the shards that the optimiser steps are float32. Autocast casts the inputs.
 IN_BLOCKS = {
     "bf16-mixed": MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False),
     "32-true": MixedPrecisionPolicy(cast_forward_inputs=False),
 }
 OUTSIDE = MixedPrecisionPolicy(cast_forward_inputs=False)
-SHAPES = 8  # of which a block may be given as many, as in aspect-ratio buckets, before it is no longer compiled
+SHAPES = 8  # for which a block is compiled at most, as aspect-ratio buckets need; past them it runs uncompiled
 
 
 @runtime_checkable
 class Shardable(Protocol):
-    """A network made of units: blocks whose `forward` is called, and of which one runs at a time."""
+    """A network made of units: blocks that run one at a time, each by its `forward`."""
 
-    entries: tuple[str, ...]  # the methods beside `forward` that run parts of the network
+    entries: tuple[str, ...]  # the methods beside `forward` that use parameters
 
     def units(self) -> Sequence[nn.Module]: ...
 
     def apart(self) -> Sequence[nn.Module]:
-        """Modules inside of units that run, together, when their units do not."""
+        """Modules inside of units that are also run, together, outside of their units' `forward`."""
         ...
 
 
 @runtime_checkable
 class Way(Protocol):
-    """One change to how a unit runs; neither its parameters nor their names change."""
+    """A change to how a unit runs, of `count` in the network; its parameters and their names stay."""
 
     def __call__(self, unit: nn.Module, count: int) -> None: ...
 
 
 class Compiled:
-    """torch.compile, a unit at a time: blocks of one shape share what was compiled.
+    """torch.compile, a unit at a time: blocks of one class and shape share compiled code.
 
-    To torch, blocks of several levels look like one whose map changes its sides from call to call. With `dynamic` None
-    it compiles from the third on for any sides, as buckets of many shapes want it; with False for each shape anew,
-    which gives faster kernels.
+    To torch, blocks of several resolutions look like one block whose input changes its shape from call to call. With
+    `dynamic` None it compiles for any size once a size has changed, which suits buckets of many shapes; with False for
+    each shape anew, which gives faster kernels.
     """
 
     def __init__(self, *, backend: str, dynamic: bool | None) -> None:
         self.backend, self.dynamic = backend, dynamic
 
     def __call__(self, unit: nn.Module, count: int) -> None:
-        # All units of a class share one limit, and past it they would run uncompiled without a word.
+        # All units of a class share one limit, past which they would silently run uncompiled.
         limit: int = torch._dynamo.config.cache_size_limit
         torch._dynamo.config.cache_size_limit = max(limit, SHAPES * count)
         unit.forward = torch.compile(unit.forward, backend=self.backend, dynamic=self.dynamic)
 
 
 class Engine:
-    """What is done to each of a stage's networks once, before its first step; `ways` in turn, then sharding.
+    """Applies `ways` in turn, then sharding, to each of a stage's networks once, before the first step.
 
-    A network that is not `Shardable` is one unit, which is sharded alone. On a GPU what is not sharded, which FSDP2
-    takes as it is only, is in channels_last; a CPU trains faster without (benchmarks/README.md).
+    A network that is not `Shardable` gets no `ways`, and is sharded as a whole. On a GPU a network that is not sharded
+    is in channels_last, which FSDP2 does not allow; a CPU trains faster without (benchmarks/README.md).
     """
 
     def __init__(self, *, ways: list[Way]) -> None:
@@ -92,14 +93,14 @@ class Engine:
             if stage.device_mesh is not None:
                 shard(network, stage.device_mesh["data_parallel"], str(stage.trainer.precision))
             elif stage.trainer.strategy.root_device.type == "cuda":
-                network.to(memory_format=torch.channels_last)  # what convolutions are given follows their weights
+                network.to(memory_format=torch.channels_last)  # activations follow the weights
 
 
 def shard(network: nn.Module, mesh: DeviceMesh, precision: str) -> None:
-    """FSDP2 over all processes, unit by unit and then the rest. ValueError for a precision that it has no rule for.
+    """FSDP2 over all processes, unit by unit and then the rest. UserError for a precision that it has no rule for.
 
-    All is resharded after its forward pass, what is outside of units too: whoever reads the parameters between two
-    steps (averages, clipping, checkpoints) finds each process's shard.
+    All of it is resharded after its forward pass, modules outside of units too: between two steps averages, clipping
+    and checkpoints read each process's own shard.
     """
     if precision not in IN_BLOCKS:
         raise UserError(f"trainer.precision={precision} with strategy=fsdp: choose one of {', '.join(IN_BLOCKS)}")
@@ -120,34 +121,23 @@ Unit = TypeVar("Unit", bound=Hashable)
 
 
 class Cost(NamedTuple):
-    """Of one unit and one batch."""
+    """The cost of one unit in a training step."""
 
-    inputs: int  # bytes that stay whether it is run again or not
-    inside: int  # bytes that autograd keeps besides
-    flops: int  # of running it again
-
-
-NOTHING = Cost(0, 0, 0)
-
-
-def plus(a: Cost, b: Cost) -> Cost:
-    return Cost(*(x + y for x, y in zip(a, b, strict=True)))
+    inputs: int  # bytes that are kept whether it is recomputed or not
+    inside: int  # bytes of activations that autograd keeps besides
+    flops: int  # of recomputing it
 
 
 def recompute(unit: nn.Module, count: int) -> None:
     """Keep a unit's inputs alone for the backward pass, and run it again there: less memory, a third more work."""
-    unit.forward = again(unit.forward)
-
-
-def again(forward: Any) -> Any:
-    return partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+    unit.forward = partial(checkpoint, unit.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 class MemoryBudget:
-    """Recompute no more units than it takes for all of them to keep at most `gigabytes` (1e9 bytes) in a process.
+    """Recomputes just enough units to keep activations of all units under `gigabytes` (1e9 bytes) in a process.
 
-    Each is counted at the first batch, at which all are recomputed; then those are kept that fit, of which a byte saves
-    the most FLOPs first. Later batches are taken to be no larger. Losses are the same whatever is kept.
+    The first batch measures each unit, with all of them recomputed. Then units keep their activations while these fit,
+    those first that save the most FLOPs per byte. Later batches are taken to be no larger. Losses do not depend on it.
     """
 
     def __init__(self, *, gigabytes: int | float) -> None:
@@ -156,22 +146,25 @@ class MemoryBudget:
         self.kept: set[nn.Module] | None = None
 
     def __call__(self, unit: nn.Module, count: int) -> None:
-        plain, recomputed = unit.forward, again(unit.forward)
+        plain = unit.forward
+        recompute(unit, count)
+        recomputed = unit.forward
 
         def forward(*inputs: Any, **named: Any) -> Any:
             if not torch.is_grad_enabled() or (self.kept is not None and unit in self.kept):
                 return plain(*inputs, **named)
-            made = recomputed(*inputs, **named)
+            outputs = recomputed(*inputs, **named)
             if self.kept is None:
-                self.count(unit, inputs, named, made)
-            return made
+                self.measure(unit, inputs, named, outputs)
+            return outputs
 
         unit.forward = forward
 
-    def count(self, unit: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], made: Any) -> None:
-        """A unit may run more than once in a step, which is over when its gradients come."""
-        self.costs[unit] = plus(self.costs.get(unit, NOTHING), counted(unit, *inputs, **named))
-        for x in tree_leaves(made):
+    def measure(self, unit: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], outputs: Any) -> None:
+        """Add up the runs of a unit in the first forward pass, which has ended when the first gradient comes."""
+        pairs = zip(self.costs.get(unit, (0, 0, 0)), measure_cost(unit, *inputs, **named), strict=True)
+        self.costs[unit] = Cost(*map(sum, pairs))
+        for x in tree_leaves(outputs):
             if isinstance(x, Tensor) and x.requires_grad:
                 x.register_hook(self.decide)
 
@@ -181,13 +174,14 @@ class MemoryBudget:
         self.kept = kept = affordable(self.costs, self.bytes)
         inputs = sum(cost.inputs for cost in self.costs.values())
         needed = inputs + sum(self.costs[unit].inside for unit in kept)
-        told = f"{len(self.costs) - len(kept)} of {len(self.costs)} blocks are recomputed"
         level = logging.WARNING if inputs > self.bytes else logging.INFO
-        logger.log(level, "%s: they keep %.2f GB, of a budget of %.2f", told, needed / GB, self.bytes / GB)
+        message = "%d of %d blocks are recomputed: they keep %.2f GB, of a budget of %.2f"
+        count = len(self.costs)
+        logger.log(level, message, count - len(kept), count, needed / GB, self.bytes / GB)
 
 
 def affordable(costs: Mapping[Unit, Cost], budget: int | float) -> set[Unit]:
-    """Units whose insides fit into `budget` bytes beside all inputs: those dearest to run again, for a byte, first."""
+    """Units whose activations fit into `budget` bytes beside all inputs: the most FLOPs to recompute per byte first."""
     left = budget - sum(cost.inputs for cost in costs.values())
     kept = set()
     for unit in sorted(costs, key=lambda unit: -costs[unit].flops / max(costs[unit].inside, 1)):
@@ -197,10 +191,10 @@ def affordable(costs: Mapping[Unit, Cost], budget: int | float) -> set[Unit]:
     return kept
 
 
-def counted(unit: nn.Module, *inputs: Any, **named: Any) -> Cost:
-    """From a run whose outcome is dropped, uncompiled: what is compiled keeps no more."""
+def measure_cost(unit: nn.Module, *inputs: Any, **named: Any) -> Cost:
+    """Run a unit uncompiled, for its cost alone; compiled, it keeps no more."""
     given = storages(tree_leaves((inputs, named)))
-    with FlopCounterMode(display=False) as flops, saved() as sizes:
+    with FlopCounterMode(display=False) as flops, saved_for_backward() as sizes:
         type(unit).forward(unit, *inputs, **named)
     others = given.keys() | storages(unit.parameters()).keys()
     inside = sum(size for name, size in sizes.items() if name not in others)
@@ -208,14 +202,14 @@ def counted(unit: nn.Module, *inputs: Any, **named: Any) -> Cost:
 
 
 def storages(values: Any) -> dict[int, int]:
-    """Bytes of the storage of each tensor among them."""
-    found = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
-    return {storage._cdata: storage.nbytes() for storage in found}
+    """Bytes of each storage of the tensors among `values`, by the storage's address."""
+    distinct = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
+    return {storage._cdata: storage.nbytes() for storage in distinct}
 
 
 @contextmanager
-def saved() -> Iterator[dict[int, int]]:
-    """Bytes of each storage that autograd keeps for the backward pass of what is run meanwhile."""
+def saved_for_backward() -> Iterator[dict[int, int]]:
+    """Bytes of each storage that autograd saves for the backward pass while the block runs, by its address."""
     sizes: dict[int, int] = {}
     held = []  # so that no two storages have one address
 

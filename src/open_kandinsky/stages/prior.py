@@ -20,10 +20,10 @@ from open_kandinsky.stages.parallel import Engine
 
 
 class PriorStage(LightningModule):
-    """Trains any of `networks.prior`: one that looks at neither x_t nor t is fitted by regression in the same words.
+    """Trains any of `networks.prior`; for one that ignores x_t and t, the same loss is plain regression.
 
-    The embeddings' statistics travel with the network. They come with the data, or, where a training begins with
-    weights that are there already, with these: other statistics would be another embedding to them.
+    The network standardises embeddings by statistics in its state dict. They are the data's, or, for a network that
+    begins with pretrained weights (`standardise` false), those of these weights.
     """
 
     network: Any
@@ -61,20 +61,20 @@ class PriorStage(LightningModule):
         return self.network.prefix(*self.null.drop(chance, draws, **text))
 
     def training_step(self, batch: EmbeddingBatch, batch_idx: int) -> Tensor:
-        own = process_draws()
-        example = noised(self.network.standardise(batch["image_emb"]), self.alpha_bar, own)
-        output = self.network(example.x_t, example.t, self.prefix(batch, self.drop_text, own))
+        draws = process_draws()
+        example = noised(self.network.standardise(batch["image_emb"]), self.alpha_bar, draws)
+        output = self.network(example.x_t, example.t, self.prefix(batch, self.drop_text, draws))
         loss = self.loss(output, example, self.alpha_bar, self.parameterisation).mean()
         self.log("train/loss", mean_over_processes(loss), prog_bar=True)
         return loss
 
     def validation_step(self, batch: EmbeddingBatch, batch_idx: int) -> None:
-        """How near the first guess from noise alone comes to the image's embedding, and how near the caption's is."""
-        true, own = batch["image_emb"], process_draws()
+        """Log cosines to the image's embedding: of x_0 as predicted from pure noise, and of the caption's embedding."""
+        true, draws = batch["image_emb"], process_draws()
         t = torch.full((len(true),), len(self.alpha_bar) - 1, device=true.device)
-        guess = self.network(own.normal(true), t, self.prefix(batch, 0.0, own))
-        guess = self.network.standardise.inverse(guess)
-        for name, embedding in {"prior": guess, "text": batch["text_emb"]}.items():
+        x_0 = self.network(draws.normal(true), t, self.prefix(batch, 0.0, draws))
+        x_0 = self.network.standardise.inverse(x_0)
+        for name, embedding in {"prior": x_0, "text": batch["text_emb"]}.items():
             cosine = F.cosine_similarity(embedding, true).mean()
             self.log(f"val/cosine_{name}", cosine, prog_bar=True, batch_size=len(true), sync_dist=True)
 

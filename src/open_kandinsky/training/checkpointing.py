@@ -1,11 +1,11 @@
-"""Checkpoints on disk, of training that is not sharded.
+"""How checkpoints are written and read: files by `WholeCheckpoints`, folders of sharded training by `ShardedStrategy`.
 
-The strategy of sharded training, and its checkpoints: folders that are whole, or what they were before.
+Each is replaced as a whole: whenever a process is killed, the new checkpoint or the one before is there, undamaged.
+Each of the two also reads the other's.
 """
 
 import errno
 import json
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,13 @@ from open_kandinsky.weights.checkpoint import CHECKSUMS, META, aside, joined, ol
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Whole: the new one or the one before.
+    """Lightning's CheckpointIO for files, which writes beside the checkpoint and then renames.
 
-    Lightning writes by way of the system's temporary folder, which may be small, and a copy from there may be cut.
+    Lightning's own writes to the system's temporary folder, which may be small, and a copy from there may be cut short.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """OSError names the file. A folder of that name, from sharded training, makes room once the file is whole."""
+        """OSError names the file. A folder of that name, from sharded training, is removed once the file is whole."""
         path = Path(path)
         to = path.with_name(f".{path.name}.part") if path.is_dir() else path
         with files.replacing(to) as part, open(part, "wb") as file:
@@ -49,20 +49,19 @@ class WholeCheckpoints(TorchCheckpointIO):
             settle(to, path)
 
     def load_checkpoint(self, path: str | Path, *options: Any, **more: Any) -> dict[str, Any]:
-        """ValueError where the file is damaged, or is no checkpoint. A folder of sharded training is joined."""
+        """UserError if the file is damaged or no checkpoint. The shards of a folder are joined."""
         path = standing(Path(path))
         if path.is_dir():
             return joined(path)
-        if path.is_file() and (wrong := store.damage(path)):
-            raise UserError(f"{path}: {wrong}; {older(path)}")
+        refuse_damaged(path)
         return super().load_checkpoint(path, *options, **more)
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's FSDP2, over all processes.
+    """Lightning's FSDP2 strategy, over all processes.
 
-    A subclass, since Lightning's wants the number of processes in numbers, asks no CheckpointIO, and writes into the
-    folder that it replaces.
+    A subclass, since Lightning's needs the number of processes as a number, uses no CheckpointIO, and writes into the
+    very folder that it replaces.
     """
 
     def setup_environment(self) -> None:
@@ -70,51 +69,51 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """By all processes. OSError, in all of them, names the folder; what was there before is there still."""
+        """Written by all processes. OSError, in all of them, names the folder; the old checkpoint is then kept."""
         path = Path(self.broadcast(str(filepath)))
         part = path.with_name(f".{path.name}.part")
         if self.is_global_zero:
             files.remove(part)  # of a run that was stopped
         self.barrier()
-        failure = self.broadcast(self.attempt(checkpoint, part, storage_options))
+        failure = self.broadcast(self.write_folder(checkpoint, part, storage_options))
         if self.is_global_zero:
             files.remove(part) if failure else settle(part, path)
         self.barrier()
         if failure:
             raise OSError(*failure, str(path))
 
-    def attempt(self, checkpoint: dict[str, Any], part: Path, options: Any) -> tuple[int, str] | None:
-        """Write it; the error's number and text where the disk did not take it, in whichever process."""
+    def write_folder(self, checkpoint: dict[str, Any], part: Path, options: Any) -> tuple[int, str] | None:
+        """Write the folder and its checksums; returns errno and text of an OSError in any process."""
         try:
             super().save_checkpoint(checkpoint, part, options)
             self.barrier()
-            each = gather_objects(checkpoint_folder.checksums(part, self.mine(tensor_files(part))))
+            names = [file.name for file in tensor_files(part)][self.global_rank :: self.world_size]
+            each = gather_objects(checkpoint_folder.checksums(part, names))
             if self.is_global_zero:
-                found = {name: total for one in each for name, total in one.items()}
-                files.write(part / CHECKSUMS, json.dumps(found))
+                checksums = {name: checksum for one in each for name, checksum in one.items()}
+                files.write(part / CHECKSUMS, json.dumps(checksums))
                 files.synced(part / META)
                 files.synced(part)
         except OSError as error:
-            return numbered(error)
+            return errno_and_text(error)
         except CheckpointException as error:
             for cause, _ in error.failures.values():
                 if isinstance(cause, (OSError, RuntimeError)):  # torch's writer has no errno
-                    return numbered(cause)
+                    return errno_and_text(cause)
             raise
         return None
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """ValueError for a folder that is no whole checkpoint; a file of unsharded training is read, too."""
+        """UserError for a folder that is no whole checkpoint. A file of unsharded training is read too."""
         path = standing(Path(checkpoint_path))
         if path.is_dir():
             self.check(path)
             return self.load_folder(path)
-        if path.is_file() and (wrong := store.damage(path)):
-            raise UserError(f"{path}: {wrong}; {older(path)}")
+        refuse_damaged(path)
         return self.load_file(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
 
     def load_folder(self, path: Path) -> dict[str, Any]:
-        """What sharded training wrote, by any number of processes."""
+        """Load a folder that sharded training wrote, by any number of processes."""
         module = self.module
         load = partial(checkpoint_folder.load, path)
         module.load_state_dict(load("state_dict", get_model_state_dict(module)), strict=module.strict_loading)
@@ -128,7 +127,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return torch.load(path / META, map_location="cpu", weights_only=True)
 
     def load_file(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """Share out what unsharded training wrote. Lightning's own takes the weights' order for the optimiser's."""
+        """Shard a file of unsharded training. Lightning's own assumes that the optimiser's order is the weights'."""
         module = self.module
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=module.strict_loading)
         set_model_state_dict(module, checkpoint.pop("state_dict"), options=options)
@@ -142,7 +141,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return checkpoint
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Its state, by names; none of one that has made no step: torch would make one, to have something to write."""
+        """An optimiser's state, by names of weights; empty before its first step, for which torch would invent one."""
         optimizer = getattr(optimizer, "optimizer", optimizer)
         if optimizer.state:
             return super().optimizer_state(optimizer)
@@ -150,7 +149,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return {"state": {}, "param_groups": [group | {"params": names} for group, names in groups]}
 
     def names(self, optimizer: Optimizer) -> list[list[str]]:
-        """Of the weights, in an optimiser's order."""
+        """The names of the weights in each of an optimiser's groups, in its order."""
         names = {id(weight): name for name, weight in self.module.named_parameters()}
         return [[names[id(weight)] for weight in group["params"]] for group in optimizer.param_groups]
 
@@ -159,12 +158,8 @@ class ShardedStrategy(ModelParallelStrategy):
         assert self.lightning_module is not None
         return self.lightning_module
 
-    def mine(self, every: Iterable[Path]) -> list[str]:
-        """The names of the files that this process looks at, of all those of a checkpoint."""
-        return [file.name for file in every][self.global_rank :: self.world_size]
-
     def check(self, path: Path) -> None:
-        """By all processes, each some of the files; ValueError in all of them."""
+        """Verify checksums, each process those of some files; UserError in all of them if a file is damaged."""
         if not checkpoint_folder.is_folder(path):
             checkpoint_folder.check(path)
         names = sorted(checkpoint_folder.written(path))[self.global_rank :: self.world_size]
@@ -174,14 +169,19 @@ class ShardedStrategy(ModelParallelStrategy):
         checkpoint_folder.check_sizes(path)
 
 
-def numbered(error: BaseException) -> tuple[int, str]:
+def refuse_damaged(file: Path) -> None:
+    if file.is_file() and (wrong := store.damage(file)):
+        raise UserError(f"{file}: {wrong}; {older(file)}")
+
+
+def errno_and_text(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno:
         return error.errno, error.strerror or str(error)
     return errno.EIO, str(error).splitlines()[0]
 
 
 def settle(part: Path, path: Path) -> None:
-    """Let `part` take the place of `path`, which is removed last: whenever the machine stops, one of them is whole."""
+    """Replace `path` by `part`; the old one is removed last, so that one of them is whole whenever a machine stops."""
     if path.exists():
         files.remove(aside(path))
         path.rename(aside(path))

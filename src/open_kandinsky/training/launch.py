@@ -1,8 +1,6 @@
-"""One run, though its processes are started one by one: by Lightning, by torchrun or by SLURM.
+"""The processes of one training: they agree on a run folder, are counted and requeued under SLURM, and fail together.
 
-What this program needs of SLURM: how its processes were started, and to be started again.
-
-When one of several processes fails: it says why, once, and the others end.
+They may be started by Lightning, by torchrun, by SLURM's srun, or by hand on each node.
 """
 
 import os
@@ -27,24 +25,26 @@ from torch.distributed import TCPStore
 
 from open_kandinsky.core.errors import UserError
 
-# What conf/train.yaml's run_dir reads, where it is set.
+# Environment variables that run_dir in conf/train.yaml reads.
 STARTED = "OPEN_KANDINSKY_STARTED"  # when the first process was started
-RUN_DIR = "OPEN_KANDINSKY_RUN_DIR"  # the folder, as the process that started this one has it
-PATIENCE = timedelta(minutes=10)  # until the first process is there
+RUN_DIR = "OPEN_KANDINSKY_RUN_DIR"  # the folder of the process that started this one
+FIRST_TIMEOUT = timedelta(minutes=10)  # until the first process has started
+FAILED = ".failed"  # a file in the run's folder, with the rank that failed first
+POLL = 5.0  # seconds
 
-_store: list[TCPStore] = []  # kept for as long as the process lives: torch's own joins it, at the same port
+_store: list[TCPStore] = []  # kept as long as the process lives: torch's own store joins it, at the same port
 
 
 def rank() -> int:
-    """This process's number among those of its run, before any of them talks to another."""
+    """This process's number in its run, from environment variables, before torch.distributed is set up."""
     for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ and from_outside() is not None:
+        if name in os.environ and cluster() is not None:
             return int(os.environ[name])
     return int(os.environ.get("NODE_RANK", 0)) or int(os.environ.get("LOCAL_RANK", 0))
 
 
-def from_outside() -> ClusterEnvironment | None:
-    """Who started several processes at once: torchrun or SLURM, or neither."""
+def cluster() -> ClusterEnvironment | None:
+    """Lightning's environment of torchrun or SLURM, if one of them started several processes at once."""
     for kind in (TorchElasticEnvironment, SLURMEnvironment):
         if kind.detect():
             environment = kind()
@@ -52,10 +52,11 @@ def from_outside() -> ClusterEnvironment | None:
     return None
 
 
-def by_hand(nodes: int) -> ClusterEnvironment | None:
-    """Where a person or a script has started a process on each node, or each process. ValueError where one is lost.
+def started_by_hand(nodes: int) -> ClusterEnvironment | None:
+    """Lightning's environment, if a person or a script started this process as one of several.
 
-    Lightning would wait for half an hour, at an address of this machine. What it starts itself knows its folder.
+    UserError if a variable is missing, without which Lightning would wait half an hour at an address of this machine.
+    Processes that Lightning itself started have RUN_DIR.
     """
     if RUN_DIR in os.environ or (nodes < 2 and "LOCAL_RANK" not in os.environ):
         return None
@@ -71,8 +72,8 @@ def by_hand(nodes: int) -> ClusterEnvironment | None:
 
 
 def agree(nodes: int) -> None:
-    """Where processes are started at once, all take the first one's time of start, so that they name one run folder."""
-    if STARTED in os.environ or (environment := from_outside() or by_hand(nodes)) is None:
+    """Give all processes that were started at once the first one's start time, so that they name one run folder."""
+    if STARTED in os.environ or (environment := cluster() or started_by_hand(nodes)) is None:
         return
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun keeps the store
     first = rank() == 0
@@ -80,7 +81,7 @@ def agree(nodes: int) -> None:
         environment.main_address,
         environment.main_port,
         is_master=first and not agent,
-        timeout=PATIENCE,
+        timeout=FIRST_TIMEOUT,
         wait_for_workers=False,
         multi_tenant=True,
     )
@@ -93,7 +94,7 @@ def agree(nodes: int) -> None:
 
 @contextmanager
 def known_to_children(run_dir: Path) -> Iterator[None]:
-    """Processes that are started meanwhile, by Lightning, take this run folder."""
+    """Export the run folder to processes that Lightning starts until the block ends."""
     before = os.environ.get(RUN_DIR)
     os.environ[RUN_DIR] = str(run_dir.absolute())
     try:
@@ -103,11 +104,11 @@ def known_to_children(run_dir: Path) -> Iterator[None]:
 
 
 def check_tasks(devices: int | str | Sequence[int], nodes: int) -> None:
-    """ValueError where srun has started another number of processes than the trainer has devices on all nodes.
+    """UserError if srun has started another number of processes than the trainer has devices on all nodes.
 
-    Each device is one process. `devices` is an int, or a list of which; "auto" is what SLURM gives.
+    `devices` is a number or a list of device indices; "auto" always fits.
     """
-    started = tasks()
+    started = slurm_tasks()
     if started is None or isinstance(devices, str):
         return
     a_node = devices if isinstance(devices, int) else len(devices)
@@ -119,106 +120,93 @@ def check_tasks(devices: int | str | Sequence[int], nodes: int) -> None:
         )
 
 
-def tasks() -> int | None:
-    """How many processes this one is one of; None where srun did not start it, or only gave it a terminal."""
+def slurm_tasks() -> int | None:
+    """The number of processes that srun started; None if it started none, or only an interactive terminal."""
     is_terminal = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
     count = os.environ.get("SLURM_NTASKS")
     return None if count is None or is_terminal else int(count)
 
 
 def job() -> str | None:
-    """This job as scontrol names it; None outside of SLURM."""
+    """This SLURM job's id, as scontrol takes it; None outside of SLURM."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     number = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
     return number if number and re.fullmatch(r"\d+(_\d+)?", number) else None
 
 
 def requeue(job: str) -> str:
-    """Ask SLURM to start this job again; returns what came of it, for the person who reads the log.
+    """Have SLURM start this job again; returns a line for the log with the outcome.
 
-    A job that SLURM does not call running has been cancelled, or is being requeued already: that is left alone. SLURM
-    ends this job's processes as soon as it agrees, so this is the last thing to do.
+    A job that SLURM does not call running has been cancelled, or is being requeued already, and is left alone. SLURM
+    ends this job's processes as soon as it agrees, so this must be the last thing that a process does.
     """
-    state = re.search(r"JobState=(\w+)", asked("show", "job", "-o", job)[1])
+    state = re.search(r"JobState=(\w+)", scontrol("show", "job", "-o", job)[1])
     if state is None or state[1] != "RUNNING":
         return f"not put back into the queue: SLURM calls job {job} {state[1] if state else 'unknown'}"
-    failed, said = asked("requeue", job)
-    again = int(os.environ.get("SLURM_RESTART_COUNT", 0)) + 1
-    return f"job {job} is not requeued: {said}" if failed else f"job {job} is put back into the queue, restart {again}"
+    code, output = scontrol("requeue", job)
+    if code:
+        return f"job {job} is not requeued: {output}"
+    return f"job {job} is put back into the queue, restart {int(os.environ.get('SLURM_RESTART_COUNT', 0)) + 1}"
 
 
-def asked(*arguments: str) -> tuple[int, str]:
-    """scontrol's exit code, and what it says."""
+def scontrol(*arguments: str) -> tuple[int, str]:
+    """Its exit code and output."""
     try:
-        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60)
+        run = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60)
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
         return 1, str(error)
-    return done.returncode, " ".join(f"{done.stdout} {done.stderr}".split())
-
-
-NOTE = ".failed"  # in the run's folder: which process failed first
-EVERY = 5.0  # seconds between looks
+    return run.returncode, " ".join(f"{run.stdout} {run.stderr}".split())
 
 
 @contextmanager
-def together(trainer: Any, run_dir: Path) -> Iterator[None]:
-    """Around what all processes of a training do.
+def failing_together(trainer: Any, run_dir: Path) -> Iterator[None]:
+    """When one process fails in the block, its error is raised, after a line with its rank, and all others exit.
 
-    The first one that fails leaves a note, and its error goes on, after a line that numbers it. All others end with one
-    line: by an error of their own (a connection that was closed), or, where they wait for it in a collective, because
-    they saw the note.
+    The first one that fails leaves a file in the run's folder. The others exit with one line: on an error of their own
+    (a closed connection), or, where they wait in a collective, because a thread of theirs has seen the file.
     """
     if trainer.world_size == 1:
         yield
         return
-    # Of this attempt: where processes are started at once, one may be here before the first has tidied up.
-    note, over = run_dir / (NOTE + os.environ.get(STARTED, "")), Event()
+    # The start time is in the name, since one process may be here before the first has removed an earlier file.
+    failed, over = run_dir / (FAILED + os.environ.get(STARTED, "")), Event()
+    process = f"process {trainer.global_rank} of {trainer.world_size}"
     if trainer.is_global_zero:
-        for earlier in run_dir.glob(f"{NOTE}*"):
+        for earlier in run_dir.glob(f"{FAILED}*"):
             earlier.unlink()
-    Thread(target=watch, args=(note, trainer, over), daemon=True).start()
+
+    def exit_after_other() -> None:
+        """At once: a process that waits in a collective cannot be interrupted."""
+        print(f"{process} ends: process {failed.read_text()} has failed", file=sys.stderr, flush=True)
+        kill_children(trainer)
+        os._exit(1)
+
+    def watch() -> None:
+        while not over.wait(POLL):
+            if failed.exists() and not over.wait(POLL):
+                exit_after_other()
+
+    Thread(target=watch, daemon=True).start()
     try:
         yield
-    except Exception as error:
+    except Exception:
         over.set()
-        if not first(note, trainer.global_rank):
-            leave(trainer, note)
-        print(f"process {trainer.global_rank} of {trainer.world_size} failed:", file=sys.stderr, flush=True)
-        end_children(trainer)
-        raise error
+        try:
+            with open(failed, "x") as file:
+                file.write(str(trainer.global_rank))
+        except FileExistsError:
+            exit_after_other()
+        except OSError:  # a full disk may be the very failure
+            pass
+        print(f"{process} failed:", file=sys.stderr, flush=True)
+        kill_children(trainer)
+        raise
     finally:
         over.set()
 
 
-def first(note: Path, rank: int) -> bool:
-    """Whether no other process has failed before."""
-    try:
-        with open(note, "x") as file:
-            file.write(str(rank))
-    except FileExistsError:
-        return False
-    except OSError:  # a disk that is full may be the very failure
-        return True
-    return True
-
-
-def watch(note: Path, trainer: Any, over: Event) -> None:
-    """End this process some seconds after another one has failed, if it has not ended by itself."""
-    while not over.wait(EVERY):
-        if note.exists() and not over.wait(EVERY):
-            leave(trainer, note)
-
-
-def leave(trainer: Any, note: Path) -> None:
-    """At once: what waits in a collective cannot be interrupted."""
-    told = f"process {trainer.global_rank} of {trainer.world_size} ends: process {note.read_text()} has failed"
-    print(told, file=sys.stderr, flush=True)
-    end_children(trainer)
-    os._exit(1)
-
-
-def end_children(trainer: Any) -> None:
-    """Those that Lightning started from this process."""
+def kill_children(trainer: Any) -> None:
+    """The processes that Lightning started from this one."""
     launcher = trainer.strategy.launcher
     if launcher is not None and getattr(launcher, "procs", None):
         launcher.kill(signal.SIGKILL)

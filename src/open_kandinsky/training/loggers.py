@@ -1,4 +1,4 @@
-"""Loggers that need a package of their own."""
+"""Loggers that need an optional package: Weights & Biases and TensorBoard."""
 
 import sys
 from importlib.util import find_spec
@@ -12,10 +12,10 @@ from open_kandinsky.core.errors import UserError
 
 
 def wandb(*, project: str, name: str, save_dir: str, offline: bool, id: str | None, **options: Any) -> WandbLogger:
-    """Weights & Biases; `options` are wandb.init's. A second run in one process, as in a sweep, is a run of its own.
+    """Weights & Biases; `options` are wandb.init's. A second run in one process, as in a sweep, is a new run there.
 
-    `id` is that of a run to go on with; where wandb does not know it, a run begins that bears it. ValueError where
-    this machine is not logged in.
+    `id` is that of a run to resume; if wandb does not know it, a new run gets it. UserError if this machine is not
+    logged in.
     """
     require("wandb")
     finish()
@@ -27,18 +27,18 @@ def wandb(*, project: str, name: str, save_dir: str, offline: bool, id: str | No
 
 
 def tensorboard(*, save_dir: str, name: str, version: str, purge_step: int | None, **options: Any) -> TensorBoardLogger:
-    """TensorBoard; of what the folder holds already, points from `purge_step` on are not shown."""
+    """TensorBoard; points from step `purge_step` on that the folder holds already are hidden."""
     require("tensorboard")
     return TensorBoardLogger(save_dir, name=name, version=version, purge_step=purge_step, **options)
 
 
 def finish() -> None:
-    """Let wandb, where this process has used it, send what it still holds."""
-    if (used := sys.modules.get("wandb")) is not None:
-        used.finish()
+    """Let wandb, if this process has imported it, upload what is pending."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()
 
 
 def require(package: str) -> None:
-    """ValueError where a package is not installed."""
+    """UserError if a package is not installed."""
     if find_spec(package) is None:
         raise UserError(f"logger={package} needs: pip install open-kandinsky[{package}]")

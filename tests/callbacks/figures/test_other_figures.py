@@ -82,7 +82,7 @@ class Given(Drawings):
         self.seeds = list(seeds)
         return stage.network.standardise(batch["z"]) + self.moved
 
-    def visible(self, network, z):
+    def to_pixels(self, network, z):
         return z[:, :3]
 
 

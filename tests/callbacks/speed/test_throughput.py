@@ -124,7 +124,7 @@ def counted(run):
         counter.forward_ended()
         loss.backward()
         counter.backward_ended()
-    return counter.models()
+    return counter.model_flops()
 
 
 def test_what_is_computed_twice_is_counted_once():

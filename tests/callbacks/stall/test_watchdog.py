@@ -1,5 +1,6 @@
 """The watchdog by a clock that the test turns, and in trainings that really stand still."""
 
+import inspect
 import json
 import os
 import threading
@@ -11,7 +12,16 @@ from makers.stalls import Data, Steps, limits, stalled
 
 from open_kandinsky.callbacks import watchdog as loop
 from open_kandinsky.callbacks.phases import SAVING, WAITING, Phase, Phases
-from open_kandinsky.callbacks.watchdog import Beat, Heartbeats, Watchdog, laggards, open_files, reading, state, told
+from open_kandinsky.callbacks.processes import (
+    Beat,
+    Heartbeats,
+    describe_process,
+    laggards,
+    open_files,
+    process_state,
+    process_usage,
+)
+from open_kandinsky.callbacks.watchdog import Watchdog
 
 
 class Hands:
@@ -44,98 +54,105 @@ class Watched:
             self.dog.look()
 
 
+def stands(function, code):
+    """The line of a stack, as faulthandler writes it, of a function that has come to that line of code."""
+    lines, first = inspect.getsourcelines(function)
+    (at,) = [number for number, line in enumerate(lines, first) if line.strip() == code]
+    return f'File "{inspect.getsourcefile(function)}", line {at} in {function.__name__}\n'
+
+
 @pytest.fixture
 def watched(tmp_path):
     return Watched(tmp_path / "beats")
 
 
-def test_steps_that_end_are_no_stall(watched, capsys):
+def test_steps_that_end_are_no_stall(watched, capfd):
     watched.step()
     for _ in range(20):
         watched.wait(9)
         watched.step()
-    assert capsys.readouterr().err == "" and watched.stops == []
+    assert capfd.readouterr().err == "" and watched.stops == []
 
 
-def test_it_speaks_once_then_stops(watched, capsys):
+def test_it_speaks_once_then_stops(watched, capfd):
     watched.step()
     watched.loop.start("run_training_epoch")
     watched.loop.start("[Strategy]SingleDeviceStrategy.training_step")
     watched.wait(9)
-    assert capsys.readouterr().err == ""
+    assert capfd.readouterr().err == ""
     watched.wait(49)
-    said = capsys.readouterr().err
+    said = capfd.readouterr().err
     assert said.count("watchdog, process 0: ") == 1 and "no step has ended for 10 s, after step 0" in said
     assert "it is in the forward pass, for 10 s" in said and "stops in 50 s with exit code 75" in said
     assert watched.stops == []
     watched.wait(2)
-    assert watched.stops == [1060.0] and "it ends with exit code 75" in capsys.readouterr().err
+    assert watched.stops == [1060.0] and "it ends with exit code 75" in capfd.readouterr().err
 
 
-def test_a_step_that_comes_after_all_calls_it_off(watched, capsys):
+def test_a_step_that_comes_after_all_calls_it_off(watched, capfd):
     watched.step()
     watched.wait(30)
     watched.step()
     watched.wait(5)
-    assert "it goes on, after step 0" in capsys.readouterr().err
+    assert "it goes on, after step 0" in capfd.readouterr().err
     watched.wait(200 - 5)
     assert len(watched.stops) > 0, "and the next stall is a stall"
 
 
-def test_the_first_step_may_compile(watched, capsys):
+def test_the_first_step_may_compile(watched, capfd):
     watched.wait(99)
-    assert capsys.readouterr().err == ""
+    assert capfd.readouterr().err == ""
     watched.wait(1)
-    said = capsys.readouterr().err
+    said = capfd.readouterr().err
     assert "no first step has ended for 100 s" in said and "it is getting ready: it opens the data" in said
 
 
-def test_a_long_validation_is_none_as_long_as_batches_end(watched, capsys):
+def test_a_long_validation_is_none_as_long_as_batches_end(watched, capfd):
     watched.step()
     watched.dog.on_validation_start(watched.run, watched.module)
     for _ in range(5):
         watched.wait(199)
         watched.dog.on_validation_batch_end(watched.run, watched.module)
-    assert capsys.readouterr().err == ""
+    assert capfd.readouterr().err == ""
     watched.wait(200)
-    assert "no validation has ended for 200 s" in capsys.readouterr().err
+    assert "no validation has ended for 200 s" in capfd.readouterr().err
 
 
-def test_a_long_checkpoint_is_none_and_the_steps_after_it_have_their_time(watched, capsys):
+def test_a_long_checkpoint_is_none_and_the_steps_after_it_have_their_time(watched, capfd):
     watched.step()
     watched.wait(5)
     watched.loop.start(SAVING)
     watched.wait(290)
     watched.loop.stop(SAVING)
     watched.wait(9)
-    assert capsys.readouterr().err == ""
+    assert capfd.readouterr().err == ""
     watched.wait(3)
-    assert "no step has ended" in capsys.readouterr().err
+    assert "no step has ended" in capfd.readouterr().err
 
 
-def test_a_checkpoint_that_hangs_is_one(watched, capsys):
+def test_a_checkpoint_that_hangs_is_one(watched, capfd):
     watched.step()
     watched.loop.start(SAVING)
     watched.wait(300)
-    assert "it is writing a checkpoint, for 300 s" in capsys.readouterr().err
+    assert "it is writing a checkpoint, for 300 s" in capfd.readouterr().err
 
 
-def test_waiting_for_data_tells_of_shards_and_of_who_reads(watched, capsys, tmp_path):
+def test_waiting_for_data_tells_of_shards_and_of_who_reads(watched, capfd, tmp_path):
     with open(tmp_path / "00007.tar", "wb") as held:
         watched.run.datamodule = Data(False, workers=4)
         watched.step()
         watched.loop.start(WAITING)
         watched.wait(10)
-        said = capsys.readouterr().err
+        said = capfd.readouterr().err
         assert "it is waiting for a batch, for 10 s" in said
         assert "1 shards, 4 workers in each of 1 processes: too few shards" in said
         assert f"worker {os.getpid()}" in said and held.name in said and "MB" in said
 
 
-def test_the_line_that_hangs_is_shown(watched, capsys):
+def test_the_line_that_hangs_is_shown(watched, capfd):
     watched.step()
     watched.wait(10)
-    assert "in wait: self.dog.look()" in capsys.readouterr().err
+    assert stands(Watched.wait, "self.dog.look()") in capfd.readouterr().err
 
 
 WORDS = {
@@ -151,11 +168,11 @@ WORDS = {
 def test_the_innermost_phase_is_what_it_does(name):
     open_ones = [Phase("run_training_epoch", 1.0), Phase("run_training_batch", 2.0), Phase(name, 3.0)]
     found = loop.activity(open_ones, validating=False, first=False, now=9.0)
-    assert (found.words, found.together) == WORDS[name] and found.since == 3.0 and found.kind == loop.STEP
+    assert (found.words, found.collective) == WORDS[name] and found.since == 3.0 and found.kind == loop.STEP
 
 
-def beat(step=7, doing="in the forward pass", waits=False, at=100.0):
-    return Beat(step, doing, waits, at)
+def beat(step=7, activity="in the forward pass", waits=False, at=100.0):
+    return Beat(step, activity, waits, at)
 
 
 def late(**beats):
@@ -167,7 +184,7 @@ def test_the_process_that_is_behind_is_the_one():
 
 
 def test_of_processes_at_one_step_it_is_the_one_that_waits_for_none():
-    assert late(p0=beat(waits=True), p1=beat(doing="waiting for a batch"), p2=beat(waits=True)) == {
+    assert late(p0=beat(waits=True), p1=beat(activity="waiting for a batch"), p2=beat(waits=True)) == {
         1: "is waiting for a batch"
     }
     assert late(p0=beat(waits=True), p1=beat(waits=True)) == {} and late(p0=beat(), p1=beat()) == {}
@@ -189,18 +206,19 @@ def test_heartbeats_go_round_and_one_process_has_none(tmp_path):
 
 def test_what_the_system_says_of_a_process(tmp_path):
     """Of this one, which reads a megabyte and holds a file open; and of one that is none."""
-    before = reading(os.getpid())
+    before = process_usage(os.getpid())
     file = tmp_path / "1.tar"
     file.write_bytes(bytes(10**6))
     with open(file, "rb") as held:
         held.read()
-        after = reading(os.getpid())
+        after = process_usage(os.getpid())
         assert after.read - before.read >= 10**6 and after.cpu >= before.cpu
-        assert str(file) in open_files(os.getpid()) and str(file) in told(os.getpid(), before, 3.0)
+        assert str(file) in open_files(os.getpid()) and str(file) in describe_process(os.getpid(), before, 3.0)
     assert str(file) not in open_files(os.getpid())
-    assert state(os.getpid()) in ("runs", "sleeps")
+    assert process_state(os.getpid()) in ("runs", "sleeps")
     nobody = 2**22 + 1
-    assert reading(nobody) is None and state(nobody) == "has died or cannot be looked at" and open_files(nobody) == []
+    assert process_state(nobody) == "has died or cannot be looked at"
+    assert process_usage(nobody) is None and open_files(nobody) == []
 
 
 def test_the_states_of_a_process(tmp_path):
@@ -208,8 +226,8 @@ def test_the_states_of_a_process(tmp_path):
     folder.mkdir()
     (folder / "stat").write_text("42 (a name) with) D 1 2 3 4 5 6 7 8 9 10 300 200 0")
     (folder / "io").write_text("rchar: 123\nwchar: 4\n")
-    assert state(42, tmp_path) == "waits for a disk or network file"
-    assert reading(42, tmp_path) == (123, 500 / os.sysconf("SC_CLK_TCK"))
+    assert process_state(42, tmp_path) == "waits for a disk or network file"
+    assert process_usage(42, tmp_path) == (123, 500 / os.sysconf("SC_CLK_TCK"))
 
 
 def test_a_training_that_ends_leaves_no_thread(tmp_path):
@@ -233,7 +251,15 @@ def test_a_data_set_that_sleeps(tmp_path):
 def test_a_forward_pass_that_hangs(tmp_path):
     codes, said = stalled(tmp_path, step=True)
     assert codes == [75], said
-    assert "it is in the forward pass" in said and "time.sleep(FOREVER)" in said and "worker" not in said
+    assert "it is in the forward pass" in said and "worker" not in said
+    assert stands(Steps.training_step, "time.sleep(FOREVER)") in said
+
+
+@pytest.mark.slow
+def test_a_library_that_keeps_pythons_lock_is_shown_and_then_goes_on(tmp_path):
+    codes, said = stalled(tmp_path, lock=True)
+    assert codes == [0] and "Timeout (0:00:01" in said, said
+    assert stands(Steps.training_step, "ctypes.PyDLL(None).sleep(3)") in said
 
 
 @pytest.mark.slow
