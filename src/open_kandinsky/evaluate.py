@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from open_kandinsky.config import compose
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.evaluation.samples import DRAWING, OPTIONS, EvalRequest, Subject, exactly
-from open_kandinsky.evaluation.toy import called
+from open_kandinsky.evaluation.toy import prior_name
 from open_kandinsky.loading import check_steps, fingerprints, load
 from open_kandinsky.pipeline import Pipeline
 from open_kandinsky.pipeline.execution import take_device
@@ -70,7 +70,7 @@ def subject(wanted: Mapping[str, Any], prior: str, options: Mapping[str, Any], s
     opened = functools.cache(lambda: quiet(load(source, device=wanted["device"])))
     check_steps(source, options)
     about = {"seed": seed, "device": wanted["device"]}
-    return Subject(called(prior), fingerprints(source), opened, cast(Options, drawn), **about)
+    return Subject(prior_name(prior), fingerprints(source), opened, cast(Options, drawn), **about)
 
 
 def quiet(pipe: Pipeline) -> Pipeline:

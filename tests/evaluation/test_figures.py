@@ -1,5 +1,6 @@
 """Contact sheets hold every picture; curves and bars are SVG elements that fit into a page."""
 
+import io
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -13,11 +14,10 @@ from open_kandinsky.generation import contact_sheet
 RED = (250, 0, 10)
 
 
-def sheet(tmp_path, n, columns, size=32, **marks):
-    path = tmp_path / "samples.png"
+def sheet(n, columns, size=32, **marks):
     captions = [f"picture {i}, which has a caption of more than one line" for i in range(n)]
-    contact_sheet.samples_png(path, [Image.new("RGB", (size, size), RED)] * n, captions, columns, **marks)
-    return np.asarray(Image.open(path)).astype(int)
+    png = contact_sheet.contact_sheet([Image.new("RGB", (size, size), RED)] * n, captions, columns, **marks)
+    return np.asarray(Image.open(io.BytesIO(png), formats=["PNG"])).astype(int)
 
 
 def pictures(pixels):
@@ -27,15 +27,15 @@ def pictures(pixels):
 
 
 @pytest.mark.parametrize(("n", "columns", "rows"), [(1, 8, 1), (5, 2, 3), (6, 3, 2)])
-def test_a_sheet_has_a_cell_for_each_picture(tmp_path, n, columns, rows):
-    found = pictures(sheet(tmp_path, n, columns))
+def test_a_sheet_has_a_cell_for_each_picture(n, columns, rows):
+    found = pictures(sheet(n, columns))
     assert len(found) == n
     assert len({top for top, *_ in found}) == rows and len({left for _, left, *_ in found}) == min(n, columns)
 
 
 @pytest.mark.parametrize(("size", "shown"), [(32, 96), (40, 80), (64, 128), (200, 200)])
-def test_small_pictures_are_enlarged_by_a_whole_factor(tmp_path, size, shown):
-    [(*_, height, width)] = pictures(sheet(tmp_path, 1, 1, size=size))
+def test_small_pictures_are_enlarged_by_a_whole_factor(size, shown):
+    [(*_, height, width)] = pictures(sheet(1, 1, size=size))
     assert (height, width) == (shown, shown)
 
 
@@ -44,8 +44,8 @@ def test_pixels_stay_sharp():
     assert np.array_equal(np.asarray(contact_sheet.enlarged(image))[::24, ::24], np.asarray(image))
 
 
-def test_marks_are_seen(tmp_path):
-    plain, right, wrong = (sheet(tmp_path, 1, 1, **marks) for marks in ({}, {"marks": [True]}, {"marks": [False]}))
+def test_marks_are_seen():
+    plain, right, wrong = (sheet(1, 1, **marks) for marks in ({}, {"marks": [True]}, {"marks": [False]}))
     tinted = [(np.ptp(pixels, axis=-1) > 60) & (pixels != RED).any(-1) for pixels in (plain, right, wrong)]
     assert [mask.any() for mask in tinted] == [False, True, True]
     assert right[tinted[1]].argmax(-1).mean() > 0.9 and wrong[tinted[2]].argmax(-1).mean() < 0.1  # green, red
@@ -69,12 +69,11 @@ def test_a_word_wider_than_the_cell_is_broken(indent):
     )
 
 
-def test_a_sheet_of_unequal_lists_is_refused(tmp_path):
+def test_a_sheet_of_unequal_lists_is_refused():
     with pytest.raises(ValueError, match="1 pictures, 2 captions"):
-        contact_sheet.samples_png(tmp_path / "samples.png", [Image.new("RGB", (8, 8))], ["one", "two"], 4)
+        contact_sheet.contact_sheet([Image.new("RGB", (8, 8))], ["one", "two"], 4)
     with pytest.raises(ValueError, match="0 pictures"):
-        contact_sheet.samples_png(tmp_path / "samples.png", [], [], 4)
-    assert not list(tmp_path.iterdir())
+        contact_sheet.contact_sheet([], [], 4)
 
 
 SERIES = {"linear": ([0, 1, 2], [3.0, 2.0, 1.0]), "residual": ([0, 1, 2], [2.0, float("nan"), 0.5])}

@@ -1,4 +1,7 @@
-"""Figures of a report as SVG: curves over steps, a trade-off, bars of times."""
+"""The reports' figures as SVG elements for an HTML page: curves over steps, a trade-off, and a bar for each duration.
+
+Words, axes and grids take the colour of the text around the figure, light or dark.
+"""
 
 import io
 import re
@@ -7,20 +10,19 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Number = float | int
 Series = Mapping[str, tuple[Sequence[Number], Sequence[Number]]]  # name -> (steps, values)
 
-INHERITED = "#010203"  # drawn in this, a line takes the colour of the text around the figure, light or dark
+INHERITED = "#010203"  # stands for the surrounding text's colour, and is replaced by CSS's currentColor in the end
 COLOURS = ("#4c8dd6", "#e08a3c", "#4fa96b", "#d0605e", "#9a7fd1")
 
 
 def curves(series: Series, title: str) -> str:
-    """Values over steps as an SVG element: each series faint, and its running mean over a fiftieth of it on top.
+    """Values over steps: each series faint, and over it its running mean over a fiftieth of its length.
 
-    The axis is logarithmic where positive values span a factor above 30. Colours follow the text around the figure.
+    The axis is logarithmic where positive values span a factor above 30.
     """
     figure = Figure(figsize=(5.2, 3.0), layout="constrained")
     axes = figure.subplots()
@@ -31,8 +33,7 @@ def curves(series: Series, title: str) -> str:
         axes.plot(steps, mean, color=colour, linewidth=1.8, label=name)
     if spans_decades([value for _, values in series.values() for value in values]):
         axes.set_yscale("log")
-    axes.set_title(title)
-    axes.set_xlabel("step")
+    axes.set(title=title, xlabel="step")
     axes.grid(alpha=0.1, color=INHERITED)
     if len(series) > 1:
         axes.legend(frameon=False, labelcolor=INHERITED)
@@ -40,13 +41,12 @@ def curves(series: Series, title: str) -> str:
 
 
 def tradeoff(lines: Mapping[str, Sequence[tuple[str, Number, Number]]], *, x: str, y: str) -> str:
-    """Points (label, x, y), joined in their order, as an SVG element: a line for each name."""
+    """A line for each name through its labelled points (label, x, y), in their order; `x` and `y` name the axes."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     for (name, points), colour in zip(lines.items(), COLOURS * len(lines), strict=False):
-        labels, *both = zip(*points, strict=True)
-        axes.plot(*both, color=colour, marker="o", markersize=4, linewidth=1.6, label=name)
-        for label, *at in zip(labels, *both, strict=True):
+        axes.plot(*zip(*(at for _, *at in points), strict=True), color=colour, marker="o", ms=4, lw=1.6, label=name)
+        for label, *at in points:
             axes.annotate(label, (at[0], at[1]), xytext=(5, 4), textcoords="offset points", fontsize=8, color=INHERITED)
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.1, color=INHERITED)
@@ -55,7 +55,7 @@ def tradeoff(lines: Mapping[str, Sequence[tuple[str, Number, Number]]], *, x: st
 
 
 def timeline(seconds: Mapping[str, Number]) -> str:
-    """How long each part took, in order, as an SVG element of horizontal bars."""
+    """How long each part took, in order, as horizontal bars."""
     figure = Figure(figsize=(8.4, 0.5 + 0.3 * len(seconds)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(list(seconds), list(seconds.values()), height=0.62, color=COLOURS[0])
@@ -69,7 +69,7 @@ def timeline(seconds: Mapping[str, Number]) -> str:
 
 
 def duration(seconds: Number) -> str:
-    """As a person says it: 0.4 s, 42 s, 4 min 16 s."""
+    """Seconds for a reader: 0.4 s, 42 s, 4 min 16 s."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -83,27 +83,26 @@ def running_mean(values: Float[np.ndarray, "n"], width: int) -> Float[np.ndarray
 
 
 def spans_decades(values: Sequence[Number]) -> bool:
+    """Whether all finite values are positive, and the largest is above 30 times the smallest."""
     finite = [value for value in values if np.isfinite(value)]
     return bool(finite) and min(finite) > 0 and max(finite) > 30 * min(finite)
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an SVG element, without a prologue, in the colour and at the width of what is around it."""
+    """The figure as an SVG element, without a prologue; its texts are escaped by matplotlib.
+
+    Words and axes take the inherited colour; the frame is left out at the top and on the right.
+    """
     for axes in figure.axes:
-        _ink(axes)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set(color=INHERITED, alpha=0.4)
+        axes.tick_params(which="both", color=INHERITED, labelcolor=INHERITED, labelsize=9)
+        axes.xaxis.label.set_color(INHERITED)
+        axes.yaxis.label.set_color(INHERITED)
+        axes.title.set(color=INHERITED, size=11)
     text = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "open-kandinsky"}):
         absent = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=absent)
     element = re.sub(r'<g id="[^"]*"', "<g", text.getvalue()[text.getvalue().index("<svg") :])
     return element.replace(INHERITED, "currentColor")
-
-
-def _ink(axes: Axes) -> None:
-    """Frame and words in the inherited colour, no frame at the top and on the right."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set(color=INHERITED, alpha=0.4)
-    axes.tick_params(which="both", color=INHERITED, labelcolor=INHERITED, labelsize=9)
-    axes.xaxis.label.set_color(INHERITED)
-    axes.yaxis.label.set_color(INHERITED)
-    axes.title.set(color=INHERITED, size=11)

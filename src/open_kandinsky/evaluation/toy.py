@@ -1,13 +1,15 @@
-"""The toy protocol: does a picture show what its caption says, by rule; and what does each part contribute.
+"""Evaluation on the toy set: does a drawn picture show what its caption says, by rule; and the quickstart's report.
 
-The quickstart's report: what its parts measured, as report.json, report.html and samples.png.
+`protocol=shapes` (ShapesProtocol) leaves metrics.json and samples.png. `make quickstart` leaves report.json,
+report.html and samples.png, from those metrics and from what its parts logged (`report_on`).
 """
 
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,9 +27,9 @@ from open_kandinsky.data.tar.reader import read_samples
 from open_kandinsky.data.tar.stats import SampleStats
 from open_kandinsky.data.transforms import ClipPixels, to_images, to_pixels, to_uint8
 from open_kandinsky.evaluation import figures
-from open_kandinsky.evaluation.report import METRICS, commit, machine, shapes_page, versions, write_html, write_json
+from open_kandinsky.evaluation.report import METRICS, commit, machine, number, page, percent, versions, write_json
 from open_kandinsky.evaluation.samples import EvalRequest
-from open_kandinsky.generation.contact_sheet import samples_png
+from open_kandinsky.generation.contact_sheet import contact_sheet
 from open_kandinsky.metrics.clip_score import CLIPScore
 from open_kandinsky.metrics.frechet import frechet_distance
 from open_kandinsky.metrics.reconstruction import ReconstructionMetric
@@ -36,10 +37,13 @@ from open_kandinsky.metrics.shapes_oracle import CaptionAccuracy, ShapesOracle
 from open_kandinsky.networks.quantizer import perplexity
 from open_kandinsky.pipeline import Pipeline
 
+COMPARED = SPLITS[:2]  # the splits on which all priors are compared; the system's own is scored on all splits
+SHOWN = 40  # pictures on samples.png
+
 
 @dataclass(frozen=True)
 class Examples:
-    """Real pictures with their captions and what was drawn."""
+    """Real pictures, their captions, and the scenes that both show."""
 
     pixels: Float[Tensor, "n 3 h w"]  # [-1, 1]
     captions: list[str]
@@ -48,43 +52,25 @@ class Examples:
 
 @dataclass(frozen=True)
 class ToyDrawings:
-    """What the system drew for captions, and the embeddings that it drew from."""
+    """Pictures that a system drew for captions, and the image embeddings that they were decoded from."""
 
     image_emb: Float[Tensor, "n d"]
-    pixels: Float[Tensor, "n 3 h w"]
+    pixels: Float[Tensor, "n 3 h w"]  # [-1, 1]
 
 
 def read_examples(urls: str, limit: int) -> Examples:
     """The first `limit` samples of the toy set's shards."""
-    samples = []
-    for sample in read_samples(urls, SampleStats(max_bad_share=0.0)):
-        samples.append(sample)
-        if len(samples) == limit:
-            break
+    samples = list(islice(read_samples(urls, SampleStats(max_bad_share=0.0)), limit))
     pixels = torch.stack([to_pixels(sample.image) for sample in samples])
     scenes = [Scene.from_json(sample.info["scene"]) for sample in samples]
     return Examples(pixels, [sample.caption for sample in samples], scenes)
 
 
-@dataclass(frozen=True)
-class ToyScores:
-    """The numbers, and the pictures of the first split with whether each is right."""
-
-    metrics: dict[str, Any]
-    pictures: list[Image.Image]
-    captions: list[str]
-    right: list[bool]
-    images_sha256: str
-
-    def write(self, out: Path) -> None:
-        shown = slice(0, 40)
-        samples_png(out / "samples.png", self.pictures[shown], self.captions[shown], columns=8, marks=self.right[shown])
-        metrics = {"protocol": "shapes", "metrics": self.metrics, "images_sha256": self.images_sha256}
-        write_json(out / METRICS, metrics | {"versions": versions()})
-
-
 class ShapesProtocol:
-    """Caption accuracy on the splits of the toy set; the first system's is its own, all are compared as priors."""
+    """Caption accuracy on each split of the toy set, and a comparison of priors that feed one decoder.
+
+    The first prior is the system's own. `shapes` is the data set's folder, `captions` their number a split.
+    """
 
     reads = ()
     metrics = ()
@@ -93,68 +79,81 @@ class ShapesProtocol:
         self.world, self.batch_size = world, batch_size
         self.examples = {split: read_examples(str(Path(shapes) / split), captions) for split in SPLITS}
 
-    def run(self, asked: EvalRequest) -> str:
-        """Write metrics.json and samples.png; ValueError where there are some."""
-        if (asked.out / METRICS).exists():
-            raise UserError(f"out={asked.out} holds metrics already, and none are overwritten: choose another folder")
-        pipes = {called(prior): subject.open() for prior, subject in asked.subjects.items()}
-        scored = self.scored(pipes)
-        asked.out.mkdir(parents=True, exist_ok=True)
-        scored.write(asked.out)
-        return f"{told(scored.metrics)}\nscored: {asked.out / METRICS}, {asked.out / 'samples.png'}"
+    def run(self, request: EvalRequest) -> str:
+        """Write metrics.json and samples.png; returns a summary. UserError where the folder holds metrics."""
+        out = request.out
+        if (out / METRICS).exists():
+            raise UserError(f"out={out} holds metrics already, and none are overwritten: choose another folder")
+        judges = {
+            prior_name(folder): Judge(subject.open(), self.world, batch_size=self.batch_size)
+            for folder, subject in request.subjects.items()
+        }
+        metrics, pixels = self.measure(judges)
+        seen, own = self.examples["seen"], next(iter(judges.values()))
+        right = own.right(pixels[:SHOWN], seen.scenes[:SHOWN])
+        sheet = contact_sheet(to_images(pixels[:SHOWN]), seen.captions[:SHOWN], columns=8, marks=right)
+        files.write(out / "samples.png", sheet)
+        digest = hashlib.sha256(to_uint8(pixels).numpy().tobytes()).hexdigest()
+        report = {"protocol": "shapes", "metrics": metrics, "images_sha256": digest, "versions": versions()}
+        write_json(out / METRICS, report)
+        return f"{metrics_text(metrics)}\nscored: {out / METRICS}, {out / 'samples.png'}"
 
-    def scored(self, pipes: Mapping[str, Pipeline]) -> ToyScores:
-        judges = {name: Judge(pipe, self.world, batch_size=self.batch_size) for name, pipe in pipes.items()}
+    def measure(self, judges: Mapping[str, "Judge"]) -> tuple[dict[str, Any], Float[Tensor, "n 3 h w"]]:
+        """All metrics, by the names in metrics.json, and the pictures drawn for the split `seen`, on [-1, 1]."""
         name, own = next(iter(judges.items()))
-        drawn = {name: self.draw(own, name, SPLITS)}
-        drawn |= {other: self.draw(judge, other, SPLITS[:2]) for other, judge in judges.items() if other != name}
-        accuracy = {prior: self.accuracy(own, splits) for prior, splits in drawn.items()}
-        seen, pixels = self.examples["seen"], drawn[name]["seen"].pixels
+        drawn = {
+            prior: {
+                split: judge.draw(self.examples[split].captions, f"{prior} prior, {split} captions")
+                for split in (SPLITS if judge is own else COMPARED)
+            }
+            for prior, judge in judges.items()
+        }
+        accuracy = {
+            prior: {split: own.accuracy(d.pixels, self.examples[split].scenes) for split, d in splits.items()}
+            for prior, splits in drawn.items()
+        }
+        seen = self.examples["seen"]
         unguided = own.draw(seen.captions, "no guidance, seen captions", scale=1.0)
         text_emb, image_emb = own.text_emb(seen.captions), own.image_emb(seen.pixels)
         metrics = {
             "accuracy": accuracy[name],
             "accuracy_no_guidance": own.accuracy(unguided.pixels, seen.scenes),
             "priors": {
-                prior: accuracies(accuracy[prior])
-                | own.against(drawn[prior]["seen"], text_emb, image_emb)
-                | {"parameters": sum(p.numel() for p in pipe.prior.network.parameters())}
-                for prior, pipe in pipes.items()
+                prior: {f"accuracy_{split}": accuracy[prior][split]["all"] for split in COMPARED}
+                | {f"accuracy_{split}_se": accuracy[prior][split]["all_se"] for split in COMPARED}
+                | own.similarity(drawn[prior]["seen"], text_emb, image_emb)
+                | {"parameters": sum(p.numel() for p in judge.pipe.prior.network.parameters())}
+                for prior, judge in judges.items()
             },
             "text_cosine_to_image": float(F.cosine_similarity(text_emb, image_emb).mean()),
-            **self.of_autoencoder(own),
+            "oracle_real": {
+                split: own.accuracy(real.pixels, real.scenes)["all"] for split, real in self.examples.items()
+            },
+            "oracle_reconstruction": {},
+            "reconstruction": {},
         }
-        digest = hashlib.sha256(to_uint8(pixels).numpy().tobytes()).hexdigest()
-        return ToyScores(metrics, to_images(pixels), seen.captions, own.right(pixels, seen.scenes), digest)
-
-    def draw(self, judge: "Judge", name: str, splits: Sequence[str]) -> dict[str, "ToyDrawings"]:
-        return {split: judge.draw(self.examples[split].captions, f"{name} prior, {split} captions") for split in splits}
-
-    def accuracy(self, judge: "Judge", drawn: Mapping[str, "ToyDrawings"]) -> dict[str, dict[str, float]]:
-        return {split: judge.accuracy(d.pixels, self.examples[split].scenes) for split, d in drawn.items()}
-
-    def of_autoencoder(self, judge: "Judge") -> dict[str, Any]:
-        """What the oracle reads in real pictures and in their reconstructions, and how near these are."""
-        figures: dict[str, Any] = {"oracle_real": {}, "oracle_reconstruction": {}, "reconstruction": {}}
         for split, real in self.examples.items():
-            made, figures["reconstruction"][split] = judge.reconstruct(real.pixels)
-            figures["oracle_real"][split] = judge.accuracy(real.pixels, real.scenes)["all"]
-            figures["oracle_reconstruction"][split] = judge.accuracy(made, real.scenes)["all"]
-        return figures
+            reconstructed, metrics["reconstruction"][split] = own.reconstruct(real.pixels)
+            metrics["oracle_reconstruction"][split] = own.accuracy(reconstructed, real.scenes)["all"]
+        return metrics, drawn[name]["seen"].pixels
 
 
 class Judge:
-    """Oracle and CLIP over one pipeline. Pictures are drawn `batch_size` at a time, picture i from seed i."""
+    """One system's pipeline with the two judges of its pictures: the rule-based oracle, and the system's own toy CLIP.
+
+    Pictures are drawn `batch_size` at a time, picture i from seed i.
+    """
 
     def __init__(self, pipe: Pipeline, world: World, *, batch_size: int) -> None:
         self.pipe, self.batch_size = pipe, batch_size
         self.oracle = ShapesOracle(world)
 
     def draw(self, captions: Sequence[str], what: str, **options: Any) -> ToyDrawings:
-        """`options`: scale, steps and sampler of the decoder."""
+        """A picture for each caption; `what` names the progress bar, `options` the decoder's scale, steps, sampler."""
         embeddings, pixels = [], []
-        for rows in self._batches(range(len(captions)), what):
-            texts, seeds = [captions[i] for i in rows], list(rows)
+        for start in tqdm(range(0, len(captions), self.batch_size), desc=what, unit="batch"):
+            texts = list(captions[start : start + self.batch_size])
+            seeds = list(range(start, start + len(texts)))
             image_emb = self.pipe.text_to_embedding(texts, seeds=seeds)
             z = self.pipe.embedding_to_latent(image_emb, texts, seeds=seeds, **options)
             embeddings.append(image_emb)
@@ -162,76 +161,67 @@ class Judge:
         return ToyDrawings(torch.cat(embeddings), torch.cat(pixels))
 
     def accuracy(self, pixels: Float[Tensor, "n 3 h w"], scenes: Sequence[Scene]) -> dict[str, float]:
-        """The share of pictures that show all of their scene, and each attribute's; with the standard error of all."""
+        """The share of pictures that show each attribute of their scene, and "all" of them, with its standard error."""
         metric = CaptionAccuracy(oracle=self.oracle)
         metric.update(rearrange(to_uint8(pixels), "n h w c -> n c h w"), scenes)
         return {name: float(value) for name, value in metric.compute().items()}
 
     def right(self, pixels: Float[Tensor, "n 3 h w"], scenes: Sequence[Scene]) -> list[bool]:
-        images = to_uint8(pixels)
-        return [self.oracle.judge(image, scene)["all"] for image, scene in zip(images, scenes, strict=True)]
+        """Whether each picture shows all of its scene."""
+        return [self.oracle.judge(image, scene)["all"] for image, scene in zip(to_uint8(pixels), scenes, strict=True)]
 
     @torch.inference_mode()
     def image_emb(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        """CLIP's embedding of pictures, as they would be read from a file."""
+        """CLIP's embedding of pictures, rounded to 8 bits as if they had been read from files."""
         prepare = ClipPixels(size=self.pipe.clip.image_size[0])
         prepared = torch.stack([prepare(image) for image in to_images(pixels)])
         return torch.cat([self.pipe.clip.encode_image(part) for part in prepared.split(256)])
 
     @torch.inference_mode()
     def text_emb(self, captions: Sequence[str]) -> Float[Tensor, "n d"]:
+        """CLIP's embedding of captions."""
         return self.pipe.clip.encode_text(captions).emb
 
     @torch.inference_mode()
     def reconstruct(self, pixels: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n 3 h w"], dict[str, float]]:
-        """Through the autoencoder as the decoder uses it; with PSNR, SSIM, L1, and the share of codes in use."""
+        """Pictures through the autoencoder as the decoder uses it; PSNR, SSIM, L1, and the share of codes in use."""
         movq = self.pipe.movq
         z = torch.cat([movq.encode(part) for part in pixels.split(self.batch_size)])
-        made = torch.cat([movq.decode(part).clamp(-1, 1) for part in z.split(self.batch_size)])
+        reconstructed = torch.cat([movq.decode(part).clamp(-1, 1) for part in z.split(self.batch_size)])
         metric = ReconstructionMetric()
-        metric.update(made, pixels)
+        metric.update(reconstructed, pixels)
         codes = movq.codebook.embedding.num_embeddings
         usage = float(perplexity(movq.codebook.nearest(z), codes)) / codes
-        return made, {name: float(value) for name, value in metric.compute().items()} | {"code_usage": usage}
+        return reconstructed, {name: float(value) for name, value in metric.compute().items()} | {"code_usage": usage}
 
-    def against(
+    def similarity(
         self, drawn: ToyDrawings, text_emb: Float[Tensor, "n d"], image_emb: Float[Tensor, "n d"]
     ) -> dict[str, float]:
         """Drawn pictures against captions and real pictures, in the toy CLIP's features: never to be called FID."""
-        seen = self.image_emb(drawn.pixels)
+        drawn_emb = self.image_emb(drawn.pixels)
         score = CLIPScore()
-        score.update(seen, text_emb)
+        score.update(drawn_emb, text_emb)
         return {
             "cosine_to_image": float(F.cosine_similarity(drawn.image_emb, image_emb).mean()),
-            "frechet_distance": frechet_distance(seen, image_emb),
+            "frechet_distance": frechet_distance(drawn_emb, image_emb),
             "clip_score": float(score.compute()["mean"]),
         }
 
-    def _batches(self, rows: range, what: str) -> Iterator[range]:
-        for start in tqdm(range(0, len(rows), self.batch_size), desc=what, unit="batch"):
-            yield rows[start : start + self.batch_size]
 
-
-def told(metrics: Mapping[str, Any]) -> str:
-    """What a person wants to know of the numbers, a line each."""
+def metrics_text(metrics: Mapping[str, Any]) -> str:
+    """The accuracies, one a line, for the terminal."""
     lines = [f"captions of {metrics['accuracy'][SPLITS[0]]['n']:.0f} pictures a split that are shown rightly:"]
-    for split, found in metrics["accuracy"].items():
-        lines.append(f"  {split:20} {found['all']:.3f} (s.e. {found['all_se']:.3f})")
+    for split, accuracy in metrics["accuracy"].items():
+        lines.append(f"  {split:20} {accuracy['all']:.3f} (s.e. {accuracy['all_se']:.3f})")
     lines.append(f"  {'seen, no guidance':20} {metrics['accuracy_no_guidance']['all']:.3f}")
-    for name, found in list(metrics["priors"].items())[1:]:
-        seen, unseen = (f"accuracy_{split}" for split in SPLITS[:2])
-        lines.append(f"  {'prior ' + name:20} {found[seen]:.3f} seen, {found[unseen]:.3f} unseen")
+    for name, prior in list(metrics["priors"].items())[1:]:
+        seen, unseen = (prior[f"accuracy_{split}"] for split in COMPARED)
+        lines.append(f"  {'prior ' + name:20} {seen:.3f} seen, {unseen:.3f} unseen")
     return "\n".join(lines)
 
 
-def accuracies(splits: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """A prior's row: of each split the share that is all right, and its standard error. `never` is the system's own."""
-    row = {f"accuracy_{split}": splits[split]["all"] for split in SPLITS[:2]}
-    return row | {f"accuracy_{split}_se": splits[split]["all_se"] for split in SPLITS[:2]}
-
-
-def called(folder: str) -> str:
-    """What a prior is called in tables: "prior_linear" is linear, "prior" alone is the system's own, diffusion."""
+def prior_name(folder: str) -> str:
+    """A prior's name in tables, from its folder's: prior_linear is "linear"; prior, the system's own, "diffusion"."""
     return folder.removeprefix("prior").removeprefix("_") or "diffusion"
 
 
@@ -244,6 +234,7 @@ class QuickstartPart:
     peak_memory_gb: float
 
 
+# part -> column of its metrics.csv -> the curve's title
 CURVES = {
     "clip": {"train/loss": "contrastive loss"},
     "movq": {"train/loss": "autoencoder's loss", "train/adversary": "adversary's loss"},
@@ -255,10 +246,10 @@ CURVES = {
 
 
 def report_on(out: Path, parts: Mapping[str, QuickstartPart], *, seed: int) -> Path:
-    """Write the three files to `out`; returns the page's path."""
-    report = summary(json.loads((out / "scores" / "metrics.json").read_text())["metrics"])
+    """Write report.json, report.html and samples.png of the quickstart in `out`; returns the page's path."""
+    report = summary(json.loads((out / "scores" / METRICS).read_text())["metrics"])
     for name, part in parts.items():
-        if (prior := report["priors"].get(called(name))) is not None:
+        if (prior := report["priors"].get(prior_name(name))) is not None:
             prior["seconds"] = part.seconds
     report |= {
         "seconds": {name: part.seconds for name, part in parts.items()},
@@ -272,9 +263,8 @@ def report_on(out: Path, parts: Mapping[str, QuickstartPart], *, seed: int) -> P
     }
     samples = (out / "scores" / "samples.png").read_bytes()
     files.write(out / "samples.png", samples)
-    drawn = {title: figures.curves({title: series}, title) for title, series in curves(out, parts).items()}
     write_json(out / "report.json", report)
-    write_html(out / "report.html", shapes_page(report, samples, drawn))
+    files.write(out / "report.html", shapes_page(report, samples, curves(out, parts)))
     return out / "report.html"
 
 
@@ -298,13 +288,58 @@ def summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def curves(out: Path, parts: Mapping[str, QuickstartPart]) -> dict[str, tuple[list[int], list[float]]]:
-    """Title -> (steps, values), from each part's metrics.csv; a run too short to have logged has no curve."""
-    found = {}
+def curves(out: Path, parts: Mapping[str, QuickstartPart]) -> list[str]:
+    """An SVG for each of CURVES, from the parts' metrics.csv; a run too short to have logged has no curve."""
+    drawn = []
     for name, titles in CURVES.items():
         path = out / name / "metrics.csv"
         rows = list(csv.DictReader(path.read_text().splitlines())) if name in parts and path.is_file() else []
         for column, title in titles.items():
             if points := [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]:
-                found[title] = ([step for step, _ in points], [value for _, value in points])
-    return found
+                steps, values = zip(*points, strict=True)
+                drawn.append(figures.curves({title: (steps, values)}, title))
+    return drawn
+
+
+def shapes_page(report: Mapping[str, Any], samples: bytes, curves: Sequence[str]) -> str:
+    """report.html, from report.json, a contact sheet as PNG, and curves as SVG.
+
+    KeyError or jinja2's UndefinedError names what the report lacks.
+    """
+    accuracy, priors, oracle = report["accuracy"], report["priors"], report["oracle"]
+    attributes = ("count", "shape", "colour", "size", "relation", "background")
+    compared = [split for split in accuracy if any(f"accuracy_{split}" in row for row in priors.values())]
+    oracle_splits = list(dict.fromkeys(split for shares in oracle.values() for split in shares))
+    return page(
+        "shapes.html",
+        report=report,
+        samples=samples,
+        curves=curves,
+        timeline=figures.timeline(report["seconds"]),
+        attributes=[
+            [split, *(percent(row.get(name)) for name in attributes), percent(row["all"], row.get("all_se"))]
+            for split, row in accuracy.items()
+        ],
+        kinds=[
+            [split, percent(row.get("all_single")), percent(row.get("all_pair")), number(row.get("n"))]
+            for split, row in accuracy.items()
+        ],
+        prior_splits=[f"Right, {split}" for split in compared],
+        priors=[
+            [
+                name,
+                *(percent(row.get(f"accuracy_{split}"), row.get(f"accuracy_{split}_se")) for split in compared),
+                *(number(row.get(key)) for key in ("cosine_to_image", "frechet_distance", "clip_score", "parameters")),
+                figures.duration(row["seconds"]) if "seconds" in row else "–",
+            ]
+            for name, row in priors.items()
+        ],
+        oracle_splits=[split.capitalize() for split in oracle_splits],
+        oracle=[
+            [name.removeprefix("oracle_").capitalize(), *(percent(shares.get(split)) for split in oracle_splits)]
+            for name, shares in oracle.items()
+        ],
+        parts=[
+            [name, figures.duration(took), report["parts"].get(name, "")] for name, took in report["seconds"].items()
+        ],
+    )

@@ -1,4 +1,4 @@
-"""A contact sheet: captioned pictures on one page, as a PNG."""
+"""A contact sheet: captioned pictures side by side, as one PNG."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -7,48 +7,38 @@ from pathlib import Path
 import matplotlib as mpl
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from open_kandinsky.core import files
 from open_kandinsky.core.errors import UserError
 
 SHOWN = 96  # pixels: what smaller pictures are enlarged to
-GAP = 16
+GAP = 16  # pixels between cells
 FONTS = Path(mpl.get_data_path()) / "fonts" / "ttf"
 FONT, BOLD = (ImageFont.truetype(FONTS / name, 12) for name in ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf"))
-LINE = 15
+LINE = 15  # pixels: the height of a caption's line
 MARK = 17  # pixels: what a mark takes of its line
 INK, EDGE, PAPER, RIGHT, WRONG = "#26292e", "#d9dce0", "#ffffff", "#1a8a4a", "#cc3333"
 
 
-def samples_png(
-    path: Path,
-    images: Sequence[Image.Image],
-    captions: Sequence[str],
-    columns: int,
-    marks: Sequence[bool] | None = None,
-) -> None:
-    """Write a contact sheet, as `contact_sheet` makes it."""
-    data = io.BytesIO()
-    contact_sheet(images, captions, columns, marks).save(data, format="png", optimize=True)
-    files.write(path, data.getvalue())
-
-
 def contact_sheet(
     images: Sequence[Image.Image], captions: Sequence[str], columns: int, marks: Sequence[bool] | None = None
-) -> Image.Image:
-    """Each picture above its caption, with a tick or a cross where `marks` are given.
+) -> bytes:
+    """Each picture above its caption, with a tick or a cross where `marks` are given, as PNG.
 
-    Pictures below 96 px are enlarged by a whole factor without smoothing. ValueError where the numbers differ.
+    Pictures below 96 px are enlarged by a whole factor without smoothing. UserError where the numbers of pictures,
+    captions and marks differ, or are 0.
     """
-    every = marks if marks is not None else [None] * len(images)
-    if not len(images) == len(captions) == len(every) or not images:
-        raise UserError(f"{len(images)} pictures, {len(captions)} captions and {len(every)} marks make no sheet")
+    ticks = [None] * len(images) if marks is None else marks
+    if not len(images) == len(captions) == len(ticks) or not images:
+        raise UserError(f"{len(images)} pictures, {len(captions)} captions and {len(ticks)} marks make no sheet")
     shown = [enlarged(image) for image in images]
     width = max(image.width for image in shown) + GAP
-    return sheet([cell(*parts, width=width) for parts in zip(shown, captions, every, strict=True)], columns)
+    cells = [cell(*parts, width=width) for parts in zip(shown, captions, ticks, strict=True)]
+    data = io.BytesIO()
+    in_rows(cells, columns).save(data, format="png", optimize=True)
+    return data.getvalue()
 
 
 def enlarged(image: Image.Image) -> Image.Image:
-    """By the whole factor that comes nearest to 96 px; large pictures are left alone."""
+    """A picture as RGB, enlarged by the whole factor that brings it nearest to 96 px; large ones keep their size."""
     factor = max(1, round(SHOWN / max(image.size)))
     return image.convert("RGB").resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
 
@@ -57,14 +47,14 @@ def cell(image: Image.Image, caption: str, mark: bool | None, *, width: int) -> 
     """One picture and its caption, wrapped to `width`; the mark stands where the caption starts."""
     indent = 0 if mark is None else MARK
     lines = list(wrapped(caption, width, indent))
-    made = Image.new("RGB", (width, image.height + 8 + LINE * len(lines)), PAPER)
-    made.paste(ImageOps.expand(image, 1, EDGE), (0, 0))
-    draw = ImageDraw.Draw(made)
+    canvas = Image.new("RGB", (width, image.height + 8 + LINE * len(lines)), PAPER)
+    canvas.paste(ImageOps.expand(image, 1, EDGE), (0, 0))
+    draw = ImageDraw.Draw(canvas)
     for i, line in enumerate(lines):
         draw.text((indent if i == 0 else 0, image.height + 6 + LINE * i), line, font=FONT, fill=INK)
     if mark is not None:
         draw.text((1, image.height + 6), "✓" if mark else "✗", font=BOLD, fill=RIGHT if mark else WRONG)
-    return made
+    return canvas
 
 
 def wrapped(text: str, width: int, indent: int) -> Iterator[str]:
@@ -80,7 +70,7 @@ def wrapped(text: str, width: int, indent: int) -> Iterator[str]:
 
 
 def broken(word: str, width: int) -> Iterator[str]:
-    """A word as it is, or what of it goes into a line each: a path has no spaces."""
+    """A word in pieces at most `width` pixels wide: a path has no spaces to break it at."""
     while FONT.getlength(word) > width:
         n = max(1, next(n for n in range(len(word)) if FONT.getlength(word[: n + 1]) > width))
         yield word[:n]
@@ -88,15 +78,15 @@ def broken(word: str, width: int) -> Iterator[str]:
     yield word
 
 
-def sheet(cells: Sequence[Image.Image], columns: int) -> Image.Image:
+def in_rows(cells: Sequence[Image.Image], columns: int) -> Image.Image:
     """Cells of one width in rows; a row is as high as its highest cell."""
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     heights = [max(part.height for part in row) + GAP for row in rows]
     width = (cells[0].width + GAP) * min(columns, len(cells))
-    made = Image.new("RGB", (width + GAP, sum(heights) + GAP), PAPER)
+    canvas = Image.new("RGB", (width + GAP, sum(heights) + GAP), PAPER)
     top = GAP
     for row, height in zip(rows, heights, strict=True):
         for i, part in enumerate(row):
-            made.paste(part, (GAP + i * (part.width + GAP), top))
+            canvas.paste(part, (GAP + i * (part.width + GAP), top))
         top += height
-    return made
+    return canvas

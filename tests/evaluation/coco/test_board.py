@@ -7,7 +7,7 @@ import pytest
 
 from open_kandinsky.core import account
 from open_kandinsky.core.leases import Leases, share
-from open_kandinsky.evaluation.coco_report import Boarded
+from open_kandinsky.evaluation.coco_report import WandbReport
 
 FOUND = {
     "protocol": "coco30k_default",
@@ -36,7 +36,7 @@ def started(monkeypatch):
 def boarded(out, **changed):
     report = out / "report.html"
     report.write_text("<p>the page</p>")
-    return Boarded(out, "mine", json.loads(json.dumps(FOUND | changed)), report)
+    return WandbReport(out, "mine", json.loads(json.dumps(FOUND | changed)), report)
 
 
 def put(out, **changed):
