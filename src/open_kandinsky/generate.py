@@ -106,7 +106,7 @@ def check(wanted: Mapping[str, Any]) -> None:
     for one in device.values() if isinstance(device, Mapping) else [device]:
         check_device(one)
     if wanted["compile"]:
-        execution.check(device, offload=wanted["offload"])
+        execution.check_compile(device, offload=wanted["offload"])
 
 
 def request(

@@ -19,8 +19,7 @@ from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.masks import check_mask
 from open_kandinsky.generation.prompts import Prompts, is_picture, opened, part_of, read_prompts
 from open_kandinsky.pipeline import Pipeline
-from open_kandinsky.pipeline.inpainting import MAX_SIDE, SIDES, check_margins, check_sides, matched
-from open_kandinsky.pipeline.options import check_weights
+from open_kandinsky.pipeline.options import MAX_SIDE, SIDES, broadcast_lists, check_margins, check_sides, check_weights
 from open_kandinsky.pipeline.sampling import check_strength
 
 SEEDS = 2**32
@@ -228,7 +227,7 @@ def together(request: Request, *names: str) -> Iterator[tuple]:
     texts, lists = texts_of(request), {name: strings(request[name]) for name in names}
     if not texts or not lists[names[0]]:
         return
-    for (prompt, own), *paths in zip(*matched(prompts=texts, **lists), strict=True):
+    for (prompt, own), *paths in zip(*broadcast_lists(prompts=texts, **lists), strict=True):
         editable(paths[0])
         yield prompt, own, *paths
 
