@@ -13,7 +13,7 @@ from torch import nn
 
 from open_kandinsky.config import compose
 from open_kandinsky.diffusion.process import alpha_bar_prev
-from open_kandinsky.pipeline.execution import compiled, packed, pays
+from open_kandinsky.pipeline.execution import compiled, faster_compiled, packed
 from open_kandinsky.weights.diffusers import config, keys
 from open_kandinsky.weights.keymap import Rule
 
@@ -74,7 +74,7 @@ def ways(effort: Effort, networks: Mapping[str, nn.Module], device: str = "cpu")
         network.to(device, memory_format=torch.channels_last).requires_grad_(False)
     yield "as it is", {part: packed(copy.deepcopy(network)) for part, network in networks.items()}
     if not effort.quick:
-        made = {part: compiled if pays(part, device) else packed for part in networks}
+        made = {part: compiled if faster_compiled(part, device) else packed for part in networks}
         yield "compiled", {part: made[part](network) for part, network in networks.items()}
 
 

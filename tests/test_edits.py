@@ -8,11 +8,10 @@ from makers.system import spoken
 from PIL import Image
 
 from open_kandinsky.data.masks import keep_of
-from open_kandinsky.diffusion.guidance import guide
-from open_kandinsky.diffusion.noise import PerImageNoise
+from open_kandinsky.diffusion.denoise import guide
 from open_kandinsky.diffusion.parameterisation import Denoised
 from open_kandinsky.diffusion.process import diffuse
-from open_kandinsky.diffusion.samplers import SAMPLERS, named
+from open_kandinsky.diffusion.samplers import SAMPLERS, PerImageNoise, named
 from open_kandinsky.loading import load
 from open_kandinsky.pipeline import FromImage, InpaintCondition
 

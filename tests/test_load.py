@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from open_kandinsky.core.failures import message
 from open_kandinsky.loading import fingerprints, load, trained
 from open_kandinsky.pipeline import execution
-from open_kandinsky.pipeline.execution import Turns, at_home, placed
+from open_kandinsky.pipeline.execution import ModelOffload, part_devices, with_transfers
 from open_kandinsky.weights.build import parameters_on_meta
 
 
@@ -163,14 +163,14 @@ def test_parameters_take_no_memory_until_they_are_read():
 
 def test_a_device_for_each_part(system):
     """Results come home: `meta` stands for a second device."""
-    network = at_home(torch.nn.Linear(2, 2), "meta")
+    network = with_transfers(torch.nn.Linear(2, 2), "meta")
     assert network(torch.ones(1, 2)).is_meta
-    assert placed({"rest": "cuda", "decoder": "cuda:1"}) == {
+    assert part_devices({"rest": "cuda", "decoder": "cuda:1"}) == {
         **dict.fromkeys(("clip", "movq", "prior", "text"), "cuda"),
         "decoder": "cuda:1",
     }
     with pytest.raises(ValueError, match="no part is called 'unet'"):
-        placed({"unet": "cuda"})
+        part_devices({"unet": "cuda"})
     mapped = load(system, device={"rest": "cpu", "prior": "cpu:0"})
     one = load(system)
     assert mapped.text_to_embedding(["a"], steps=2).equal(one.text_to_embedding(["a"], steps=2))
@@ -179,10 +179,10 @@ def test_a_device_for_each_part(system):
 @pytest.mark.slow
 def test_parts_take_turns_on_a_device(system, monkeypatch):
     """`meta`, which keeps no values, stands for it: what comes back from it unharmed was never brought back."""
-    turns, a, b = Turns("meta"), torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)
+    turns, a, b = ModelOffload("meta"), torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)
     state = {name: x.clone() for name, x in a.state_dict().items()}
     for network in (a, b):
-        turns.seat(network)
+        turns.add(network)
     with torch.inference_mode():
         assert a(torch.ones(2, 2)).is_meta and a.weight.is_meta and not b.weight.is_meta
         assert b(torch.ones(2, 2)).is_meta and b.running_mean.is_meta

@@ -5,7 +5,7 @@ import torch
 from makers.system import PARTS
 from safetensors.torch import load_file
 
-from open_kandinsky.loading import finite, trained
+from open_kandinsky.loading import is_finite, trained
 from open_kandinsky.weights import store
 from open_kandinsky.weights.keymap import KeyMap, Rule, stacked
 
@@ -33,7 +33,7 @@ def test_what_is_taken_over_is_what_is_translated_and_leaves_nothing():
     theirs = {f"{name}.weight": torch.randn(2, 2) for name in "qkvo"}
     keymap = KeyMap(rules, ours)
     expected, given = keymap.to_ours(theirs), dict(theirs)
-    found = keymap.taken_over(given)
+    found = keymap.to_ours_in_place(given)
     assert not given and found.keys() == expected.keys()
     assert all(found[name].equal(expected[name]) for name in found)
 
@@ -42,6 +42,6 @@ def test_what_is_taken_over_is_what_is_translated_and_leaves_nothing():
 @pytest.mark.parametrize("at", [0, 3, 5])
 def test_one_that_is_no_number_is_found(value, at):
     x = torch.randn(6)
-    assert finite(x) and finite(x.sum())
+    assert is_finite(x) and is_finite(x.sum())
     x[at] = value
-    assert not finite(x) and not finite(x.bfloat16())
+    assert not is_finite(x) and not is_finite(x.bfloat16())

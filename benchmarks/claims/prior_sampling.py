@@ -20,7 +20,7 @@ from timing import Effort, Entry, compared, main  # noqa: E402
 from open_kandinsky.diffusion.parameterisation import X0  # noqa: E402
 from open_kandinsky.diffusion.schedule import cosine  # noqa: E402
 from open_kandinsky.pipeline.execution import packed  # noqa: E402
-from open_kandinsky.pipeline.sampling import Diffusion, Sampling, guiding
+from open_kandinsky.pipeline.sampling import Diffusion, Sampling, guidance_batch
 
 SCHEDULER = {"variance_type": "fixed_small_log", "prediction_type": "sample", "clip_sample_range": 10.0}
 GOALS = {128: 8.0, 512: 8.0, 2048: 10.0}  # by width
@@ -66,7 +66,7 @@ def ours(pair: Pair, tokens: torch.Tensor, emb: torch.Tensor, mask: torch.Tensor
     def run() -> torch.Tensor:
         generator = torch.Generator().manual_seed(3)
         draws = (torch.randn(n, 768, generator=generator) for _ in iter(int, 1))
-        prefix = guiding(network.prefix(tokens, emb, mask), n, guided=True)
+        prefix = guidance_batch(network.prefix(tokens, emb, mask), n, guided=True)
         return made.sample(prefix, next(draws), draws, SAMPLING)
 
     return run

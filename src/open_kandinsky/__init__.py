@@ -18,7 +18,7 @@ __all__ = ["Pipeline", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load`, `Pipeline` and `__version__`, fetched when asked for: the package itself imports nothing heavy."""
+    """`load`, `Pipeline` and `__version__` are imported on first access: the package itself imports nothing heavy."""
     if name == "load":
         from open_kandinsky.loading import load
 

@@ -1,4 +1,4 @@
-"""A system from any layout that we read into one of two that we write.
+"""Converts a system from any layout that `load` reads into ours or diffusers'.
 
 open-kandinsky convert from=runs/quickstart to=out/diffusers layout=diffusers
 open-kandinsky convert from='{prior: A, decoder: A, movq: movqgan_270M.ckpt}' to=out/native weights_of=ema
@@ -34,19 +34,19 @@ SUMS = "SHA256SUMS"  # as sha256sum -c reads it; written last
 
 
 def convert(cfg: DictConfig) -> Path:
-    """Run it; returns the folder. ValueError for a choice that there is not, and for a folder that holds something."""
+    """Write the system; returns the folder. ValueError for an unknown choice, and for a folder that is not empty."""
     write, pick = lookup("layout", cfg.layout, LAYOUTS), lookup("weights_of", cfg.weights_of, WEIGHTS_OF)
     dtype = lookup("dtype", cfg.dtype, store.DTYPES)
-    out, given = Path(cfg.to), cfg["from"]
+    out = Path(cfg.to)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"to={out}: there is something already, and nothing is overwritten: choose another folder")
-    source: Any = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
+    source: Any = OmegaConf.to_container(cfg["from"]) if OmegaConf.is_config(cfg["from"]) else cfg["from"]
     parts = find(source, pick)
     agree(parts)
     refuse_idle(cfg.weights_of, parts)
     dropped: dict[str, dict[str, int]] = {}
     with files.new_folder(out) as folder, tqdm(total=len(parts), desc="parts", unit="part") as bar:
-        write(folder, {name: counted(name, part, dropped) for name, part in parts.items()}, dtype, bar)
+        write(folder, {name: recording(name, part, dropped) for name, part in parts.items()}, dtype, bar)
         written = sorted(path for path in folder.rglob("*") if path.is_file())
         sums = (f"{store.sha256(path)}  {path.relative_to(folder)}\n" for path in written)
         files.write(folder / SUMS, "".join(sums))
@@ -55,8 +55,8 @@ def convert(cfg: DictConfig) -> Path:
     return out
 
 
-def counted(name: str, part: Part, dropped: dict[str, dict[str, int]]) -> Part:
-    """The same part, which notes what was left out of it when it is read."""
+def recording(name: str, part: Part, dropped: dict[str, dict[str, int]]) -> Part:
+    """The part, which records in `dropped` what it leaves out when it is read."""
 
     def read(like: State) -> Picked:
         picked = part.read(like)
@@ -68,15 +68,14 @@ def counted(name: str, part: Part, dropped: dict[str, dict[str, int]]) -> Part:
 
 
 def refuse_idle(weights_of: str, parts: Mapping[str, Part]) -> None:
-    """ValueError where a choice is made and no part has one: a run's folder holds one set of weights."""
+    """ValueError for a choice of weights where no part has several sets: a run's folder holds one."""
     if weights_of != "usual" and not any(part.choice for part in parts.values()):
-        file = parts["movq"].files[0]
-        told = f"weights_of={weights_of}: {file} holds one set of weights, and so do the other parts'"
-        raise UserError(f"{told}; name a training's checkpoint, as {{rest: ..., decoder: RUN/checkpoints/last.ckpt}}")
+        text = f"weights_of={weights_of}: {parts['movq'].files[0]} holds one set of weights, and so do the other parts'"
+        raise UserError(f"{text}; name a training's checkpoint, as {{rest: ..., decoder: RUN/checkpoints/last.ckpt}}")
 
 
 def write_native(out: Path, parts: Mapping[str, Part], dtype: torch.dtype, bar: tqdm) -> None:
-    """Of each part `config.yaml` and `weights.safetensors`, and of a text encoder its tokenizer."""
+    """Write `config.yaml` and `weights.safetensors` of each part, and a text encoder's tokenizer."""
     for name, part in parts.items():
         cfg = OmegaConf.create(with_sampling(part, name))
         if name == TEXT:
@@ -89,7 +88,7 @@ def write_native(out: Path, parts: Mapping[str, Part], dtype: torch.dtype, bar: 
 
 
 def write_diffusers(out: Path, parts: Mapping[str, Part], dtype: torch.dtype, bar: tqdm) -> None:
-    """diffusers' folders; see `weights.diffusers.export`."""
+    """Write diffusers' folders; see `weights.diffusers.export`."""
 
     def read(name: str) -> export.Weights:
         cfg = with_sampling(parts[name], name)

@@ -8,8 +8,8 @@ open-kandinsky generate mode=image_to_image prompts='[a lion]' images='[cat.png]
 open-kandinsky generate mode=inpaint prompts='[a hat]' images='[cat.png]' masks='[mask.png]' weights=... out=out/hat
 open-kandinsky generate mode=outpaint prompts='[grass]' images='[cat.png]' margins='[64, 64, 0, 0]' weights=... out=wide
 
-A request is what was asked for: it decides every picture. A folder that was begun by the same request goes on where it
-stopped; manifest.jsonl is written last, and says that all of it is there.
+request.json, in the folder, has all that decides the pictures. A folder that was begun with the same request is
+completed. manifest.jsonl is written last: with it, the folder is complete.
 """
 
 import hashlib
@@ -29,31 +29,32 @@ from open_kandinsky.generation.modes import MODES, Mode, PictureRequest, strings
 from open_kandinsky.generation.prompts import is_picture
 from open_kandinsky.loading import check_steps, fingerprints, load
 from open_kandinsky.pipeline import Pipeline, execution, options
-from open_kandinsky.pipeline.execution import check_device
 from open_kandinsky.pipeline.sampling import STRENGTH
 from open_kandinsky.weights import store
 
-FILES = ("images", "masks", "parts", "between")  # which may name pictures
+FILES = ("images", "masks", "parts", "between")  # keys whose values may be paths of pictures
 
 
 def generate(cfg: DictConfig) -> Path:
-    """Draw what is not there yet; returns the folder."""
-    wanted: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    mode = mode_of(wanted)
-    check(wanted)
-    asked = asked_of(wanted, mode)
-    check_steps(wanted["weights"], wanted)
-    weights = fingerprints(wanted["weights"])
-    pictures = [Picture(i, one.prompt, one.seed) for i, one in enumerate(asked)]
-    gallery = Gallery(Path(wanted["out"]), request(wanted, mode, asked, weights), pictures)
-    batches, done = gallery.batches(wanted["batch_size"]), len(pictures) - len(gallery.missing())
+    """Draw the pictures that the folder lacks; returns the folder."""
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    mode = checked_mode(values)
+    check(values)
+    requests = mode.requests(values)
+    if not requests:
+        raise UserError(f"nothing to draw: mode={values['mode']} needs {mode.needs}")
+    check_steps(values["weights"], values)
+    request = full_request(values, mode, requests, fingerprints(values["weights"]))
+    pictures = [Picture(i, one.prompt, one.seed) for i, one in enumerate(requests)]
+    gallery = Gallery(Path(values["out"]), request, pictures)
+    batches, done = gallery.batches(values["batch_size"]), len(pictures) - len(gallery.missing())
     if batches:
-        run = {key: wanted[key] for key in ("device", "offload", "compile")}
-        pipe = load(wanted["weights"], dtype=store.DTYPES[wanted["dtype"]], **run)
-        pipe.progress = False  # a bar of pictures is shown
+        execution_options = {key: values[key] for key in ("device", "offload", "compile")}
+        pipe = load(values["weights"], dtype=store.DTYPES[values["dtype"]], **execution_options)
+        pipe.progress = False  # there is a bar of pictures
         with tqdm(total=len(pictures), initial=done, desc="pictures", unit="picture") as bar:
             for batch in batches:
-                draw(pipe, wanted, mode, batch, asked, gallery)
+                draw(pipe, values, mode, batch, [requests[picture.index] for picture in batch], gallery)
                 bar.update(len(pictures) - len(gallery.missing()) - bar.n)
     gallery.finish()
     return gallery.folder
@@ -61,90 +62,89 @@ def generate(cfg: DictConfig) -> Path:
 
 def draw(
     pipe: Pipeline,
-    wanted: Mapping[str, Any],
+    values: Mapping[str, Any],
     mode: Mode,
     batch: Sequence[Picture],
-    asked: Sequence[PictureRequest],
+    requests: Sequence[PictureRequest],
     gallery: Gallery,
 ) -> None:
-    """A batch of pictures into the gallery, each with what it was made by."""
-    chosen_options = {name: value for name, value in given(wanted, mode).items() if value is not None}
-    of_batch = [asked[picture.index] for picture in batch]
-    images = mode.draw(pipe, wanted, of_batch, chosen_options)
-    shared = {"dtype": wanted["dtype"]} | parameters(wanted, mode, pipe)
-    for picture, one, image in zip(batch, of_batch, images, strict=True):
+    """Draw a batch of pictures into the gallery, each with the parameters that it was made by."""
+    chosen = {name: value for name, value in options_of(values, mode).items() if value is not None}
+    images = mode.draw(pipe, values, requests, chosen | {"seeds": [one.seed for one in requests]})
+    shared = {"dtype": values["dtype"]} | parameters(values, mode, pipe)
+    for picture, one, image in zip(batch, requests, images, strict=True):
         gallery.add([picture], [image], shared | one.made_from | {"size": image.size})
 
 
-def mode_of(wanted: Mapping[str, Any]) -> Mode:
-    """ValueError for a mode that there is not, and for a value that the mode would not look at."""
-    name = str(wanted["mode"])
+def checked_mode(values: Mapping[str, Any]) -> Mode:
+    """ValueError for an unknown mode, and for a value that the mode does not read."""
+    name = str(values["mode"])
     mode = lookup("mode", name, MODES)
-    others = {name for other in MODES.values() for name in other.reads} - set(mode.reads)
-    if idle := sorted(name for name in others if wanted[name] not in (None, "", [])):
+    others = {key for other in MODES.values() for key in other.reads} - set(mode.reads)
+    if idle := sorted(key for key in others if values[key] not in (None, "", [])):
         raise UserError(f"mode={name} does not read {', '.join(idle)}; it reads {', '.join(mode.reads)}")
     return mode
 
 
-def asked_of(wanted: Mapping[str, Any], mode: Mode) -> list[PictureRequest]:
-    """Every picture asked for."""
-    asked = mode.asked(wanted)
-    if not asked:
-        raise UserError(f"nothing to draw: mode={wanted['mode']} needs {mode.needs}")
-    return asked
-
-
-def check(wanted: Mapping[str, Any]) -> None:
-    """ValueError for what can be refused before anything is read."""
+def check(values: Mapping[str, Any]) -> None:
+    """ValueError for a value that can be refused before any file is read."""
     for name in ("count", "batch_size"):
-        options.at_least_one(name, wanted[name])
-    if not options.is_whole(wanted["seed"]):
-        raise UserError(f"seed={wanted['seed']}: a whole number")
-    options.check({name: wanted[name] for name in options.CHECKS if name in wanted})
-    lookup("dtype", wanted["dtype"], store.DTYPES)
-    device = wanted["device"]
+        options.at_least_one(name, values[name])
+    if not options.is_whole(values["seed"]):
+        raise UserError(f"seed={values['seed']}: a whole number")
+    options.check({name: values[name] for name in options.CHECKS if name in values})
+    lookup("dtype", values["dtype"], store.DTYPES)
+    device = values["device"]
     for one in device.values() if isinstance(device, Mapping) else [device]:
-        check_device(one)
-    if wanted["compile"]:
-        execution.check(device, offload=wanted["offload"])
+        execution.check_device(one)
+    if values["compile"]:
+        execution.check_compile(device, offload=values["offload"])
 
 
-def request(
-    wanted: Mapping[str, Any], mode: Mode, asked: Sequence[PictureRequest], weights: Mapping[str, str]
+def full_request(
+    values: Mapping[str, Any], mode: Mode, requests: Sequence[PictureRequest], weights: Mapping[str, str]
 ) -> dict[str, Any]:
-    """All that decides the pictures, and on a CPU their last bits, but for torch's version and the machine's model."""
-    files = [path for name in FILES for path in strings(wanted[name]) if is_picture(path)]
+    """All that decides the pictures and, on a CPU, their last bits, except torch's version and the kind of machine."""
+    files = [path for name in FILES for path in strings(values[name]) if is_picture(path)]
     return {
-        "mode": wanted["mode"],
-        "dtype": wanted["dtype"],
-        "batch_size": wanted["batch_size"],
-        "threads": threads(Path(wanted["out"]), wanted["device"]),
-        **given(wanted, mode),
-        "pictures": [[one.prompt, one.seed, *([one.made_from] if one.made_from else [])] for one in asked],
+        "mode": values["mode"],
+        "dtype": values["dtype"],
+        "batch_size": values["batch_size"],
+        "threads": set_threads(Path(values["out"]), values["device"]),
+        **options_of(values, mode),
+        "pictures": [[one.prompt, one.seed, *([one.made_from] if one.made_from else [])] for one in requests],
         "images_sha256": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files},
         "weights_sha256": weights,
     }
 
 
-def threads(out: Path, device: Any) -> int | None:
-    """How many threads a CPU draws with, from now on: as many as the folder was begun with. None where a GPU draws."""
+def set_threads(out: Path, device: Any) -> int | None:
+    """Use as many CPU threads as the folder was begun with; returns their number. None where a GPU draws."""
     if device != "cpu":
         return None
     torch.set_num_threads(begun_with(out).get("threads") or torch.get_num_threads())
     return torch.get_num_threads()
 
 
-def parameters(wanted: Mapping[str, Any], mode: Mode, pipe: Pipeline) -> dict[str, Any]:
-    """How the pictures are drawn, where the weights decide that too."""
+def parameters(values: Mapping[str, Any], mode: Mode, pipe: Pipeline) -> dict[str, Any]:
+    """The options with which the pictures are drawn; what the config leaves open is as the weights say."""
     prior, decoder = pipe.prior.sampling, pipe.decoder.sampling
-    own: dict[str, Any] = {"prior_steps": prior.steps, "prior_scale": prior.scale, "prior_sampler": prior.sampler}
-    own |= {"strength": STRENGTH, "steps": decoder.steps, "scale": decoder.scale, "sampler": decoder.sampler}
-    return {name: own[name] if wanted[name] is None else wanted[name] for name in own if name in mode.reads}
+    defaults = {
+        "prior_steps": prior.steps,
+        "prior_scale": prior.scale,
+        "prior_sampler": prior.sampler,
+        "strength": STRENGTH,
+        "steps": decoder.steps,
+        "scale": decoder.scale,
+        "sampler": decoder.sampler,
+    }
+    chosen = {name: value for name, value in values.items() if value is not None}
+    return {name: chosen.get(name, default) for name, default in defaults.items() if name in mode.reads}
 
 
-def given(wanted: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
-    """The mode's options; None for what is left to the weights."""
-    return {name: options.sides(wanted[name]) if name == "size" else wanted[name] for name in mode.options}
+def options_of(values: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
+    """The mode's options; None for those that the weights decide."""
+    return {name: options.sides(values[name]) if name == "size" else values[name] for name in mode.options}
 
 
 @compose.command("generate")

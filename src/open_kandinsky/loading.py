@@ -1,8 +1,8 @@
-"""From folders to networks: the one place beside the verbs where a config becomes objects.
+"""From weights on disk to networks and pipelines: the one module below the commands where a config becomes objects.
 
 A run folder of a stage holds `config.yaml` and `weights.safetensors`; one of the whole system holds four of them,
-`clip/`, `movq/`, `prior/` and `decoder/`, and `text/` where the decoder has a text encoder of its own. Both are read
-with `load`, and so are folders of diffusers' Kandinsky 2.1 and 2.2 and of the original 2.1 files.
+`clip/`, `movq/`, `prior/` and `decoder/`, and `text/` where the decoder has a text encoder of its own. `load` reads
+both, and also folders of diffusers' Kandinsky 2.1 and 2.2 and of the original 2.1 files.
 """
 
 import logging
@@ -20,12 +20,11 @@ from open_kandinsky.core.errors import UserError
 from open_kandinsky.diffusion.samplers import named
 from open_kandinsky.networks.condition import ImageCondition
 from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling, execution
-from open_kandinsky.pipeline.execution import Device, Turns, at_home, one, placed
-from open_kandinsky.pipeline.inpainting import MAX_SIDE, MIN_SIDE
+from open_kandinsky.pipeline.execution import Device
+from open_kandinsky.pipeline.options import MAX_SIDE, MIN_SIDE
 from open_kandinsky.weights import build, checkpoint, native, store
 from open_kandinsky.weights import source as sources
 from open_kandinsky.weights.diffusers import folder as diffusers
-from open_kandinsky.weights.kandinsky21 import folder
 from open_kandinsky.weights.kandinsky21 import folder as kandinsky21
 from open_kandinsky.weights.part import TEXT, Part, Picked, agree, left_out
 from open_kandinsky.weights.source import Source
@@ -34,13 +33,13 @@ logger = logging.getLogger(__name__)
 
 
 class Picks(NamedTuple):
-    """Which of the weights that a training's checkpoint holds: of MoVQGAN's, and of ours."""
+    """Which weights to take from a training's checkpoint: one of MoVQGAN's, one of ours."""
 
     movqgan: kandinsky21.Pick
     ours: Callable[[Path], Picked]
 
 
-USUAL = Picks(folder.raw, checkpoint.usual)
+USUAL = Picks(kandinsky21.raw, checkpoint.usual)
 
 
 def load(
@@ -54,42 +53,46 @@ def load(
     """The assembled system, in eval mode, from a folder or a mapping of some of its parts to folders.
 
     `load({"rest": "runs/quickstart", "prior": "runs/prior_linear"})` takes all parts from one folder but the prior.
-    `device` may be a mapping, too; the parts that it does not name are where "" is, or on the CPU, and all results are
-    where the decoder is. With `offload` the parts take turns on the one device, where the largest must fit and not the
-    sum, and wait in main memory. With `compile` prior, decoder and MoVQ go through torch.compile, a prior on a CPU
-    excepted: for many pictures of one size. What is not compiled and on a CPU holds its weights as it multiplies them,
-    and cannot be trained; what `trained` gives can. Raises ValueError for a folder that is none, lacks a part, or holds
-    parts that do not fit together.
+
+    - device: may be a mapping from parts, too; parts without a device are on that of "rest", or on the CPU. All results
+      are on the decoder's device
+    - offload: the parts take turns on one device, which must have room for the largest only, and wait in main memory
+    - compile: prior (not on a CPU), decoder and MoVQ go through torch.compile: for many pictures of one size
+
+    Uncompiled CPU weights are prepacked for oneDNN: inference only; `trained` gives a network that can be trained.
+    Raises ValueError for a folder without weights, a missing part, and parts that do not fit together.
     """
     if compile:
-        execution.check(device, offload=offload)
+        execution.check_compile(device, offload=offload)
     parts = find(source)
     agree(parts)
-    devices = placed(device)
+    devices = execution.part_devices(device)
     home = devices["decoder"]
     if offload:
-        turns = Turns(one(device))
-        made = {part: turns.seat(network(found, dtype)) for part, found in parts.items()}
+        offloading = execution.ModelOffload(device)
+        networks = {name: offloading.add(network(part, dtype)) for name, part in parts.items()}
     else:
-        made = {part: network(found, dtype).to(devices[part]) for part, found in parts.items()}
-        for part in execution.DRAWING:
-            quickened = execution.compiled if compile and execution.pays(part, devices[part]) else execution.packed
-            made[part] = quickened(made[part])
-        made = {part: each if devices[part] == home else at_home(each, home) for part, each in made.items()}
-    diffusions = {part: diffusion(parts[part], part, made[part], home) for part in ("prior", "decoder")}
+        networks = {name: network(part, dtype).to(devices[name]) for name, part in parts.items()}
+        for name in execution.COMPILED_PARTS:
+            is_compiled = compile and execution.faster_compiled(name, devices[name])
+            networks[name] = (execution.compiled if is_compiled else execution.packed)(networks[name])
+        for name in networks:
+            if devices[name] != home:
+                networks[name] = execution.with_transfers(networks[name], home)
     return Pipeline(
         movable=not (compile or offload or isinstance(device, Mapping)),
-        clip=made["clip"],
-        text=text_encoder(parts, made),
-        movq=made["movq"],
+        clip=networks["clip"],
+        text=text_encoder(parts, networks),
+        prior=diffusion(parts["prior"], "prior", networks["prior"], home),
+        decoder=diffusion(parts["decoder"], "decoder", networks["decoder"], home),
+        movq=networks["movq"],
         size=image_size(parts["decoder"]),
         device=home,
-        **diffusions,
     )
 
 
 def image_size(decoder: Part) -> int:
-    """Pixels a side, as it was trained. ValueError for what is none."""
+    """The side of the pictures that the decoder was trained on, in pixels. ValueError for a number that cannot be."""
     side = decoder.config["dims"].get("image_size")
     if not isinstance(side, int) or not MIN_SIDE <= side <= MAX_SIDE:
         raise UserError(f"{decoder.folder}: dims.image_size is {side}; sides are {MIN_SIDE} to {MAX_SIDE} pixels")
@@ -97,10 +100,7 @@ def image_size(decoder: Part) -> int:
 
 
 def find(source: Source, picks: Picks = USUAL) -> dict[str, Part]:
-    """Each part as it lies on disk, the text encoder only where there is one. ValueError where one is missing.
-
-    `picks` says which weights of a training's checkpoint are meant: of MoVQGAN's, and of ours.
-    """
+    """Each part as it lies on disk, the text encoder only where there is one. ValueError where a part is missing."""
     return sources.parts(source, forms(picks))
 
 
@@ -110,72 +110,67 @@ def part(name: str, source: Source) -> Part:
 
 
 def forms(picks: Picks) -> list[sources.Find]:
-    """The ways in which a part may lie on a disk."""
+    """The forms that weights may have on disk, each as a function that finds a part."""
     return [partial(native.find, pick=picks.ours), diffusers.find, partial(kandinsky21.find, pick=picks.movqgan)]
 
 
-def locate(source: Source) -> dict[str, Path]:
-    """The folder of each part."""
-    return {name: part.folder for name, part in find(source).items()}
-
-
 def fingerprints(source: Source) -> dict[str, str]:
-    """Of each part, what its files' contents say it is."""
+    """Part -> the SHA-256 of its files."""
     return {name: " ".join(store.sha256(file) for file in part.files) for name, part in find(source).items()}
 
 
 def trained(folder: str | Path, part: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
-    """The network of one stage's run folder, as `network` makes it. ValueError where it is of another `part`."""
-    found = native.exported(Path(folder))
-    held = native.part_of(found.config, found.folder)
-    if part not in (None, held):
-        raise UserError(f"{folder} holds weights of a {held}, and those of a {part} are wanted")
-    return network(found, dtype)
+    """The network of one stage's run folder, as `network` builds it. ValueError where it is of another `part`."""
+    run = native.exported(Path(folder))
+    actual = native.part_of(run.config, run.folder)
+    if part not in (None, actual):
+        raise UserError(f"{folder} holds weights of a {actual}, and those of a {part} are wanted")
+    return network(run, dtype)
 
 
 def network(part: Part, dtype: torch.dtype = torch.float32) -> Any:
     """A part's trained network, frozen, in eval mode; buffers, which are statistics, stay float32.
 
-    ValueError for weights of another network, and for such as are no numbers.
+    ValueError for weights of another network, and for weights that are NaN or infinite.
     """
     name, where = native.part_of(part.config, part.folder), str(part.folder)
     elements = sum(file.stat().st_size for file in part.files if file.is_file())
-    made = build.network(name, part.config["stage"]["network"], elements=elements, where=where)
-    state, dropped = part.read(made.state_dict())
+    empty = build.network(name, part.config["stage"]["network"], elements=elements, where=where)
+    state, dropped = part.read(empty.state_dict())
     if dropped:
         logger.info("%s: %s", part.folder, left_out(dropped))
-    parameters, like = {name for name, _ in made.named_parameters()}, made.state_dict()
+    parameters, like = {name for name, _ in empty.named_parameters()}, empty.state_dict()
     for name in list(state):  # in place, so that no more than one tensor is held twice
         if name in like and state[name].is_floating_point() != like[name].is_floating_point():
             raise UserError(f"{where}: {name!r} is of {state[name].dtype}, and {like[name].dtype} is wanted")
-        state[name] = numbers(state[name], dtype if name in parameters else torch.float32, name, part.folder)
-    made.load_state_dict(state, assign=True)
-    return made.requires_grad_(False).eval()
+        state[name] = finite(state[name], dtype if name in parameters else torch.float32, name, part.folder)
+    empty.load_state_dict(state, assign=True)
+    return empty.requires_grad_(False).eval()
 
 
-def numbers(x: Tensor, dtype: torch.dtype, name: str, folder: Path) -> Tensor:
-    """In that precision, convolutions in channels_last. ValueError for what is no number, or becomes none."""
+def finite(x: Tensor, dtype: torch.dtype, name: str, folder: Path) -> Tensor:
+    """A weight in a precision, convolutions in channels_last. ValueError where it holds or would hold NaN or Inf."""
     if not x.is_floating_point():
         return x
-    made = x.to(dtype, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
-    if not finite(made):
-        cause = f"too great for {dtype}" if finite(x) else "damaged, or of a training that diverged"
+    converted = x.to(dtype, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
+    if not is_finite(converted):
+        cause = f"too great for {dtype}" if is_finite(x) else "damaged, or of a training that diverged"
         raise UserError(f"{folder}: {name!r} holds what is no number (NaN or infinite): {cause}")
-    return made
+    return converted
 
 
-def finite(x: Tensor) -> bool:
-    """In one pass and without a copy, which of the largest tensor would be a part of the peak."""
+def is_finite(x: Tensor) -> bool:
+    """In one pass and without a copy, which for the largest tensor would raise the peak of memory."""
     return all(bool(end.isfinite()) for end in x.aminmax())
 
 
-def diffusion(part: Part, name: str, made: Any, device: Device) -> Diffusion:
-    """Sampled as its weights say, and where they do not, as Kandinsky 2.1."""
+def diffusion(part: Part, name: str, network: Any, device: Device) -> Diffusion:
+    """A prior or decoder. What its weights do not say about sampling is as in Kandinsky 2.1."""
     stage, where = part.config["stage"], str(part.folder)
     if "alpha_bar" not in stage or "parameterisation" not in stage:
         raise UserError(f"{where}: no weights of a {name}, whose config has stage.alpha_bar and parameterisation")
     return Diffusion(
-        network=made,
+        network=network,
         alpha_bar=build.schedule(stage["alpha_bar"], where).to(device),
         parameterisation=build.parameterisation(stage["parameterisation"], where),
         sampling=sampling(part, name),
@@ -183,45 +178,48 @@ def diffusion(part: Part, name: str, made: Any, device: Device) -> Diffusion:
 
 
 def sampling(part: Part, name: str) -> Sampling:
-    """A part's own, and what its source leaves open of it as conf/sampling has it. ValueError for what cannot be."""
-    found = with_sampling(part, name)["sampling"]
-    known = Sampling.__dataclass_fields__.keys()
-    if stray := sorted(map(str, found.keys() - known)):
-        raise UserError(f"{part.folder}: sampling.{stray[0]} is none of {', '.join(known)}")
+    """How a part is sampled: by its config, and else by conf/sampling. ValueError for what cannot be."""
+    values, fields = with_sampling(part, name)["sampling"], Sampling.__dataclass_fields__.keys()
+    if stray := sorted(map(str, values.keys() - fields)):
+        raise UserError(f"{part.folder}: sampling.{stray[0]} is none of {', '.join(fields)}")
     try:
-        return Sampling(**found).but(**{key: found[key] for key in found if key != "clamp"})
+        return Sampling(**values).but(**{key: values[key] for key in values if key != "clamp"})
     except (TypeError, ValueError) as error:
         raise UserError(f"{part.folder}: its sampling cannot be: {error}") from error
 
 
 def with_sampling(part: Part, name: str) -> dict[str, Any]:
-    """A part's whole config: what its source leaves open of sampling is as conf/sampling has it."""
-    cfg, published = dict(part.config), CONF / "sampling" / f"{name}.yaml"
-    if published.is_file():
-        cfg["sampling"] = {**yaml.safe_load(published.read_text()), **(cfg.get("sampling") or {})}
+    """A part's whole config, completed by the defaults of conf/sampling."""
+    cfg, defaults = dict(part.config), CONF / "sampling" / f"{name}.yaml"
+    if defaults.is_file():
+        cfg["sampling"] = {**yaml.safe_load(defaults.read_text()), **(cfg.get("sampling") or {})}
     return cfg
 
 
 def check_steps(source: Source, options: Mapping[str, Any]) -> None:
-    """ValueError for numbers of steps that a part's schedule does not have, before its weights are read."""
+    """ValueError for a number of steps that a part's schedule does not have, before its weights are read."""
     parts = find(source)
     for name, prefix in (("prior", "prior_"), ("decoder", "")):
-        found = parts[name]
-        own = sampling(found, name).but(**{key: options.get(f"{prefix}{key}") for key in ("steps", "sampler")})
-        named(own.sampler).spacing(build.schedule(found.config["stage"]["alpha_bar"], str(found.folder)), own.steps)
+        part = parts[name]
+        chosen = sampling(part, name).but(**{key: options.get(f"{prefix}{key}") for key in ("steps", "sampler")})
+        alpha_bar = build.schedule(part.config["stage"]["alpha_bar"], str(part.folder))
+        named(chosen.sampler).spacing(alpha_bar, chosen.steps)
 
 
-def text_encoder(parts: Mapping[str, Part], made: Mapping[str, Any]) -> Any:
-    """What the decoder's captions are read by: nothing, an encoder of its own, or CLIP.
+def text_encoder(parts: Mapping[str, Part], networks: Mapping[str, Any]) -> Any:
+    """The encoder of the decoder's prompts: None for a decoder without text, a text encoder of its own, or CLIP.
 
-    ValueError for CLIP where the decoder reads another's states.
+    ValueError where CLIP's text states have another width than the decoder reads.
     """
-    if isinstance(made["decoder"].condition, ImageCondition):
+    condition = networks["decoder"].condition
+    if isinstance(condition, ImageCondition):
         return None
-    if TEXT in made:
-        return made[TEXT]
-    width, own = (made["decoder"].condition.text_tokens.in_features, parts["clip"].config["dims"]["clip_text_width"])
-    if width != own:
-        told = f"the decoder ({parts['decoder'].folder}) reads text states {width} wide, and CLIP's are {own} wide"
-        raise UserError(f"{told}: its own text encoder is missing; give its folder as text, {{text: FOLDER, ...}}")
-    return made["clip"]
+    if TEXT in networks:
+        return networks[TEXT]
+    width, of_clip = condition.text_tokens.in_features, parts["clip"].config["dims"]["clip_text_width"]
+    if width != of_clip:
+        widths = (
+            f"the decoder ({parts['decoder'].folder}) reads text states {width} wide, and CLIP's are {of_clip} wide"
+        )
+        raise UserError(f"{widths}: its own text encoder is missing; give its folder as text, {{text: FOLDER, ...}}")
+    return networks["clip"]

@@ -22,9 +22,9 @@ def test_each_example_is_read_at_its_own_time():
 
 
 def test_clamp():
-    x_0, fraction = clamp(says(torch.tensor([[-30.0, -10, 3], [10, 11, 0]])), 10.0)(torch.zeros(2, 3), T)
+    x_0, variance_frac = clamp(says(torch.tensor([[-30.0, -10, 3], [10, 11, 0]])), 10.0)(torch.zeros(2, 3), T)
     assert x_0.tolist() == [[-10, -10, 3], [10, 10, 0]]
-    assert fraction is FRACTION
+    assert variance_frac is FRACTION
 
 
 def test_dynamic_threshold_is_each_images_own():
@@ -42,7 +42,7 @@ def test_dynamic_threshold_lets_an_image_within_one_pass():
     image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     denoised = dynamic_threshold(says(image), 0.995)(torch.zeros_like(image), T)
     assert denoised.x_0.equal(image)
-    assert denoised.fraction is FRACTION
+    assert denoised.variance_frac is FRACTION
 
 
 def test_first_threshold_is_the_first_images_for_all():
@@ -50,7 +50,7 @@ def test_first_threshold_is_the_first_images_for_all():
     images = torch.stack([torch.linspace(-4, 4, 101), torch.linspace(-9, 9, 101), torch.linspace(-0.5, 0.5, 101)])
     denoised = first_threshold(says(images), 0.9)(torch.zeros_like(images), T)
     torch.testing.assert_close(denoised.x_0, images.clamp(-3.6, 3.6) / 3.6)
-    assert denoised.fraction is FRACTION
+    assert denoised.variance_frac is FRACTION
     reverse = first_threshold(says(images.flip(0)), 0.9)(torch.zeros_like(images), T).x_0
     assert reverse.equal(images.flip(0).clamp(-1, 1)), "the first is within one, so that all are clamped at one"
 
@@ -58,6 +58,6 @@ def test_first_threshold_is_the_first_images_for_all():
 def test_keep_known():
     known, guess = torch.full((2, 4), 7.0), torch.arange(8.0).view(2, 4)
     keep = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0.5, 1]])
-    x_0, fraction = keep_known(says(guess), known, keep)(torch.zeros(2, 4), T)
+    x_0, variance_frac = keep_known(says(guess), known, keep)(torch.zeros(2, 4), T)
     assert x_0.tolist() == [[7, 1, 7, 3], [4, 5, 6.5, 7]]
-    assert fraction is FRACTION
+    assert variance_frac is FRACTION

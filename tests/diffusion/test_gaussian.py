@@ -10,10 +10,9 @@ import pytest
 import torch
 from makers.noise import normal, silence
 
-from open_kandinsky.diffusion import schedule, timesteps
+from open_kandinsky.diffusion import samplers, schedule
 from open_kandinsky.diffusion.parameterisation import Denoised
-from open_kandinsky.diffusion.samplers import ddim, ddpm, dpmpp_2m, plms
-from open_kandinsky.diffusion.timesteps import Grid
+from open_kandinsky.diffusion.samplers import Grid, ddim, ddpm, dpmpp_2m, plms
 
 LINEAR = schedule.linear(T=1000, beta_min=0.00085, beta_max=0.012)
 COSINE = schedule.cosine(T=1000, s=0.008, beta_max=0.999)
@@ -113,13 +112,13 @@ def eta_one(denoise, x_T, grid, noise):
 
 @pytest.mark.parametrize("walk", [ddpm, eta_one])
 def test_ancestral_sampling_draws_gaussian_data(walk):
-    grid = timesteps.spaced(COSINE, 100)
+    grid = samplers.spaced(COSINE, 100)
     assert_drawn_from(sample(walk, grid, ideal(COSINE)), *exact_moments(grid))
 
 
 def test_ancestral_sampling_is_exact_with_many_steps():
     """Its variance falls short of the data's by 7, 3 and 0.8 %: inversely to the number of steps."""
-    moments = [exact_moments(timesteps.spaced(COSINE, n)) for n in (100, 250, 1000)]
+    moments = [exact_moments(samplers.spaced(COSINE, n)) for n in (100, 250, 1000)]
     assert all(mean == pytest.approx(MEAN, abs=1e-8) for mean, _ in moments)
     short = [1 - variance / STD**2 for _, variance in moments]
     assert short == pytest.approx([0.0696, 0.0300, 0.0080], abs=1e-4)
@@ -128,25 +127,25 @@ def test_ancestral_sampling_is_exact_with_many_steps():
 @pytest.mark.parametrize("steps", [5, 50])
 def test_the_upper_bound_is_exact_for_data_of_unit_variance(steps):
     """Ho et al. 2020, section 3.2: beta is then the reverse step's variance, at any number of steps."""
-    x_0 = sample(ddpm, timesteps.spaced(COSINE, steps), ideal(COSINE, std=1.0, mean=0.0, fraction=1.0))
+    x_0 = sample(ddpm, samplers.spaced(COSINE, steps), ideal(COSINE, std=1.0, mean=0.0, fraction=1.0))
     assert_drawn_from(x_0, 0, float(COSINE[0]))  # the last step adds none
 
 
 def test_the_lower_bound_is_the_variance_of_a_network_that_predicts_none():
-    grid = timesteps.spaced(LINEAR, 20)
+    grid = samplers.spaced(LINEAR, 20)
     of_network, of_schedule = (sample(ddpm, grid, ideal(LINEAR, fraction=f), shape=(10, 10)) for f in (0.0, None))
     torch.testing.assert_close(of_network, of_schedule, rtol=0, atol=0)
 
 
 def test_the_upper_bound_spreads_more():
-    grid = timesteps.spaced(LINEAR, 20)
+    grid = samplers.spaced(LINEAR, 20)
     low, high = (float(sample(ddpm, grid, ideal(LINEAR, fraction=f)).var()) for f in (0.0, 1.0))
     assert low < STD**2 < high
 
 
 def test_ddim_of_eta_one_is_ancestral_sampling():
     """Song et al. 2021, section 4.1: with the posterior's variance, and here with the same noise."""
-    grid, noise = timesteps.spaced(LINEAR, 30), normal(5, 10)
+    grid, noise = samplers.spaced(LINEAR, 30), normal(5, 10)
     x_T = next(noise)
     steps = [next(noise) for _ in range(30)]
     ancestral = ddpm(ideal(LINEAR), x_T, grid, iter(steps))

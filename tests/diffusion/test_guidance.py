@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from open_kandinsky.diffusion.denoise import denoiser
-from open_kandinsky.diffusion.guidance import guide
+from open_kandinsky.diffusion.denoise import denoiser, guide
 from open_kandinsky.diffusion.parameterisation import Denoised, Eps, LearnedRange, V
 from open_kandinsky.diffusion.process import eps_from_x_0
 
@@ -68,7 +67,7 @@ def test_variance_is_the_conditional_half():
 
     doubled = guide(denoiser(of_doubled, LearnedRange(Eps()), ALPHA_BAR), 5.0)(x_t(), T)
     expected = (network(CONDITION)(x_t(), T) + 1) / 2
-    torch.testing.assert_close(doubled.fraction, expected, rtol=0, atol=0)
+    torch.testing.assert_close(doubled.variance_frac, expected, rtol=0, atol=0)
 
 
 def test_one_call_serves_both_halves():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from open_kandinsky.diffusion.noise import PerImageNoise
+from open_kandinsky.diffusion.samplers import PerImageNoise
 
 
 def draws(seeds, n=3, shape=(4, 5)):

@@ -22,7 +22,7 @@ def test_perfect_network_gives_x_0_back(p):
     x_0, eps, x_t = draw()
     denoised = read(p, p.target(x_0, eps, ALPHA_BAR), x_t, ALPHA_BAR)
     torch.testing.assert_close(denoised.x_0, x_0, rtol=1e-12, atol=1e-12)
-    assert denoised.fraction is None
+    assert denoised.variance_frac is None
 
 
 @pytest.mark.parametrize("mean", MEANS, ids=lambda p: type(p).__name__)
@@ -33,7 +33,7 @@ def test_perfect_network_with_a_variance(mean):
     torch.testing.assert_close(target, mean.target(x_0, eps, ALPHA_BAR), rtol=0, atol=0)
     denoised = read(p, torch.cat([target, torch.full_like(target, -0.5)], dim=1), x_t, ALPHA_BAR)
     torch.testing.assert_close(denoised.x_0, x_0, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(denoised.fraction, torch.full_like(x_0, 0.25), rtol=0, atol=0)
+    torch.testing.assert_close(denoised.variance_frac, torch.full_like(x_0, 0.25), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("output", "fraction"), [(-1.0, 0.0), (1.0, 1.0)])

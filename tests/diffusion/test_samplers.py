@@ -4,11 +4,10 @@ import pytest
 import torch
 from makers.noise import normal, silence
 
-from open_kandinsky.diffusion import schedule, timesteps
-from open_kandinsky.diffusion.noise import PerImageNoise
+from open_kandinsky.diffusion import samplers, schedule
 from open_kandinsky.diffusion.parameterisation import Denoised
 from open_kandinsky.diffusion.process import diffuse
-from open_kandinsky.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, named, plms
+from open_kandinsky.diffusion.samplers import SAMPLERS, PerImageNoise, ddim, ddpm, dpmpp_2m, named, plms
 
 LINEAR = schedule.linear(T=1000, beta_min=0.00085, beta_max=0.012)
 ALL = [ddpm, ddim, plms, dpmpp_2m]
@@ -19,7 +18,7 @@ def says(x_0):
 
 
 @pytest.mark.parametrize("walk", ALL)
-@pytest.mark.parametrize("spacing", [timesteps.spaced, timesteps.descending])
+@pytest.mark.parametrize("spacing", [samplers.spaced, samplers.descending])
 @pytest.mark.parametrize("steps", [1, 2, 3, 25])
 def test_a_denoiser_that_is_sure_has_its_way(walk, spacing, steps):
     x_0 = torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4)
@@ -31,7 +30,7 @@ def test_a_denoiser_that_is_sure_has_its_way(walk, spacing, steps):
 def test_leading_grids_end_one_step_before_clean():
     """As the official ones: with the noise that alpha_bar at t = 0 leaves."""
     x_0, x_T = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    grid = timesteps.leading(LINEAR, 10)
+    grid = samplers.leading(LINEAR, 10)
     eps = (x_T - LINEAR[901].sqrt() * x_0) / (1 - LINEAR[901]).sqrt()
     expected = diffuse(x_0, eps, LINEAR[:1].expand(3))
     for walk in (ddim, plms, dpmpp_2m):
@@ -52,7 +51,7 @@ def test_ddpm_ends_on_the_last_estimate_and_asks_for_no_noise():
         estimates.append(x_t.tanh())
         return Denoised(estimates[-1], None)
 
-    out = ddpm(denoise, torch.ones(2, 1, dtype=torch.float64), timesteps.spaced(LINEAR, 7), noise())
+    out = ddpm(denoise, torch.ones(2, 1, dtype=torch.float64), samplers.spaced(LINEAR, 7), noise())
     assert len(estimates) == 7
     assert len(asked) == 6
     torch.testing.assert_close(out, estimates[-1], rtol=0, atol=1e-15)
@@ -66,7 +65,7 @@ def test_one_step_is_one_call_at_the_greatest_time(walk):
         times.append(t.tolist())
         return Denoised(x_t * 0 + 3, None)
 
-    out = walk(denoise, torch.ones(2, 1, dtype=torch.float64), timesteps.spaced(LINEAR, 1), silence())
+    out = walk(denoise, torch.ones(2, 1, dtype=torch.float64), samplers.spaced(LINEAR, 1), silence())
     assert times == [[999, 999]]
     torch.testing.assert_close(out, torch.full((2, 1), 3.0, dtype=torch.float64))
 
@@ -80,7 +79,7 @@ def test_calls_of_the_network(walk, calls):
         times.append(int(t[0]))
         return Denoised(x_t * 0.5, None)
 
-    walk(denoise, torch.ones(1, 1, dtype=torch.float64), timesteps.spaced(LINEAR, 6), normal(1, 1))
+    walk(denoise, torch.ones(1, 1, dtype=torch.float64), samplers.spaced(LINEAR, 6), normal(1, 1))
     assert len(times) == calls
 
 

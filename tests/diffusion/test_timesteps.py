@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from open_kandinsky.diffusion import schedule
-from open_kandinsky.diffusion.timesteps import descending, last, leading, spaced, uniform
+from open_kandinsky.diffusion.samplers import descending, last_steps, leading, spaced, uniform
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden_schedules.json").read_text())
 ALPHA_BAR = schedule.linear(T=1000, beta_min=0.00085, beta_max=0.012)
@@ -105,6 +105,6 @@ def test_a_refusal_names_the_number_that_was_asked_for():
 @pytest.mark.parametrize("n", [1, 3, 10])
 def test_the_last_steps_of_a_grid(spacing, n):
     grid = spacing(ALPHA_BAR, 10)
-    end = last(grid, n)
+    end = last_steps(grid, n)
     assert end.t.tolist() == grid.t.tolist()[10 - n :]
     assert end.alpha_bar.tolist() == grid.alpha_bar.tolist()[10 - n :]

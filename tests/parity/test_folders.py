@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from open_kandinsky.config import compose
 from open_kandinsky.convert import convert
-from open_kandinsky.diffusion import timesteps
+from open_kandinsky.diffusion import samplers
 from open_kandinsky.loading import load
 from open_kandinsky.pipeline import Sampling
 from open_kandinsky.weights.kandinsky21 import folder
@@ -112,7 +112,7 @@ def spaced_ddpm(pipe, variance, steps):
     scheduler = DDPMScheduler(
         **theirs.BETAS, variance_type=variance, clip_sample=pipe.decoder.sampling.clamp is not None
     )
-    grid, walk = timesteps.spaced(pipe.decoder.alpha_bar, steps).t.tolist(), scheduler.set_timesteps
+    grid, walk = samplers.spaced(pipe.decoder.alpha_bar, steps).t.tolist(), scheduler.set_timesteps
     scheduler.set_timesteps = lambda _, device: walk(timesteps=grid, device=device)
     return scheduler
 

@@ -16,7 +16,7 @@ from diffusers import (
 )
 from makers.theirs import in_float64
 
-from open_kandinsky.diffusion import schedule, timesteps
+from open_kandinsky.diffusion import samplers, schedule
 from open_kandinsky.diffusion.denoise import clamp, denoiser, dynamic_threshold
 from open_kandinsky.diffusion.parameterisation import X0, Eps, LearnedRange
 from open_kandinsky.diffusion.samplers import ddim, ddpm, dpmpp_2m, plms
@@ -76,7 +76,7 @@ def test_ddim(theirs, noises, steps):
     """Kandinsky 2.1's own: the last step leads to alpha_bar at t = 0."""
     scheduler = in_float64(DDIMScheduler(**DECODER, **LEADING, clip_sample=False), LINEAR)
     scheduler.set_timesteps(steps)
-    grid = timesteps.leading(LINEAR, steps)
+    grid = samplers.leading(LINEAR, steps)
     assert grid.t.tolist() == scheduler.timesteps.tolist()
     assert_same(ours(ddim, denoiser(network, Eps(), LINEAR), grid, noises), theirs(scheduler, network), rel=1e-11)
 
@@ -88,7 +88,7 @@ def test_ddim_with_noise(theirs, noises):
     scheduler = in_float64(DDIMScheduler(**DECODER, **LEADING, clip_sample=False), LINEAR)
     scheduler.set_timesteps(20)
     reference = theirs(scheduler, network, "scheduling_ddim", eta=lambda _: 0.7)
-    mine = ours(noisy, denoiser(network, Eps(), LINEAR), timesteps.leading(LINEAR, 20), noises)
+    mine = ours(noisy, denoiser(network, Eps(), LINEAR), samplers.leading(LINEAR, 20), noises)
     assert_same(mine, reference, rel=1e-11)
 
 
@@ -98,21 +98,21 @@ def test_ddpm_with_a_learned_variance(theirs, noises, steps, threshold):
     """Kandinsky 2.1's ancestral decoder, thresholding included, given the official grid."""
     more = {"thresholding": threshold, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 100.0}
     scheduler = DDPMScheduler(**DECODER, variance_type="learned_range", clip_sample=False, **more)
-    in_float64(scheduler, LINEAR).set_timesteps(timesteps=timesteps.spaced(LINEAR, steps).t.tolist())
+    in_float64(scheduler, LINEAR).set_timesteps(timesteps=samplers.spaced(LINEAR, steps).t.tolist())
     denoise = denoiser(with_variance, LearnedRange(Eps()), LINEAR)
     denoise = dynamic_threshold(denoise, 0.9) if threshold else denoise
     reference = theirs(scheduler, with_variance, "scheduling_ddpm")
-    mine = ours(ddpm, denoise, timesteps.spaced(LINEAR, steps), noises)
+    mine = ours(ddpm, denoise, samplers.spaced(LINEAR, steps), noises)
     assert_same(mine, reference, rel=1e-6 if threshold else 1e-11)  # our quantile is float32: measured 1e-7
 
 
 def test_ddpm_with_a_fixed_variance(theirs, noises):
     """Kandinsky 2.2's decoder, whose variance head goes unused."""
     scheduler = DDPMScheduler(**DECODER, variance_type="fixed_small", clip_sample=True, clip_sample_range=2.0)
-    in_float64(scheduler, LINEAR).set_timesteps(timesteps=timesteps.spaced(LINEAR, 25).t.tolist())
+    in_float64(scheduler, LINEAR).set_timesteps(timesteps=samplers.spaced(LINEAR, 25).t.tolist())
     denoise = clamp(denoiser(network, Eps(), LINEAR), 2.0)
     reference = theirs(scheduler, network, "scheduling_ddpm")
-    assert_same(ours(ddpm, denoise, timesteps.spaced(LINEAR, 25), noises), reference, rel=1e-11)
+    assert_same(ours(ddpm, denoise, samplers.spaced(LINEAR, 25), noises), reference, rel=1e-11)
 
 
 @pytest.mark.parametrize("steps", [5, 25])
@@ -120,7 +120,7 @@ def test_unclip_as_the_prior(theirs, noises, steps):
     """Cosine, predicting x_0, which is clamped at 10."""
     scheduler = UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=10.0)
     in_float64(scheduler, COSINE).set_timesteps(steps)
-    grid = timesteps.spaced(COSINE, steps)
+    grid = samplers.spaced(COSINE, steps)
     assert grid.t.tolist() == scheduler.timesteps.tolist()
 
     def wide(x_t, t):
@@ -135,7 +135,7 @@ def test_unclip_with_a_learned_variance(theirs, noises):
     in_float64(scheduler, LINEAR).set_timesteps(20)
     denoise = denoiser(with_variance, LearnedRange(Eps()), LINEAR)
     reference = theirs(scheduler, with_variance, "scheduling_unclip", prev_timestep=lambda after: after)
-    assert_same(ours(ddpm, denoise, timesteps.spaced(LINEAR, 20), noises), reference, rel=1e-11)
+    assert_same(ours(ddpm, denoise, samplers.spaced(LINEAR, 20), noises), reference, rel=1e-11)
 
 
 @pytest.mark.parametrize("steps", [3, 10, 50])
@@ -143,7 +143,7 @@ def test_plms(theirs, noises, steps):
     """Theirs lists the second timestep twice, since Heun's first step calls the network there too: so does ours."""
     scheduler = in_float64(PNDMScheduler(**DECODER, **LEADING, skip_prk_steps=True), LINEAR)
     scheduler.set_timesteps(steps)
-    grid = timesteps.leading(LINEAR, steps)
+    grid = samplers.leading(LINEAR, steps)
     t = grid.t.tolist()
     assert scheduler.timesteps.tolist() == [t[0], t[1], t[1], *t[2:]]
     assert_same(ours(plms, denoiser(network, Eps(), LINEAR), grid, noises), theirs(scheduler, network), rel=1e-10)
@@ -167,7 +167,7 @@ def test_dpmpp_2m(theirs, noises, steps, monkeypatch):
         **DECODER, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="linspace", final_sigmas_type="zero"
     )
     in_float64(scheduler, LINEAR).set_timesteps(steps)
-    grid = timesteps.descending(LINEAR, steps)
+    grid = samplers.descending(LINEAR, steps)
     assert grid.t.tolist() == scheduler.timesteps.tolist()
     scheduler.sigmas = ((1 - grid.alpha_bar) / grid.alpha_bar).sqrt()
     assert_same(ours(dpmpp_2m, denoiser(network, Eps(), LINEAR), grid, noises), theirs(scheduler, network), rel=1e-10)

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from open_kandinsky.core.draws import ALONE
-from open_kandinsky.diffusion.denoise import denoiser
-from open_kandinsky.diffusion.guidance import guide
-from open_kandinsky.diffusion.noise import PerImageNoise
-from open_kandinsky.diffusion.samplers import named
+from open_kandinsky.diffusion.denoise import denoiser, guide
+from open_kandinsky.diffusion.samplers import PerImageNoise, named
 
 KEY = "preview"
 Draw = Callable[[Any, Mapping[str, Any]], Float[Tensor, "rows b 3 h w"]]  # (stage, batch) -> pixels in [-1, 1]

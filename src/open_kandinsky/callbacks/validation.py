@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from open_kandinsky.callbacks.preview import Drawings, to_image, to_uint8
 from open_kandinsky.core.errors import UserError
-from open_kandinsky.diffusion.denoise import clamp, denoiser
-from open_kandinsky.diffusion.guidance import guide
-from open_kandinsky.diffusion.noise import PerImageNoise
-from open_kandinsky.diffusion.samplers import named
+from open_kandinsky.diffusion.denoise import clamp, denoiser, guide
+from open_kandinsky.diffusion.samplers import PerImageNoise, named
 from open_kandinsky.metrics.frechet import frechet_distance
 from open_kandinsky.metrics.health import (
     BinnedMean,

@@ -1,1 +1,1 @@
-"""What every package here may import, and what imports none of them."""
+"""Used by every package here; imports none of them."""

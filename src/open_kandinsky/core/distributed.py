@@ -1,6 +1,6 @@
-"""What the processes of a training do together: sums, gathers, broadcasts, and tensors that FSDP has sharded.
+"""Collectives over the processes of a training, and tensors that FSDP has sharded.
 
-Plain collectives, for which a GPU does not wait: Lightning's `reduce` and `sync_dist` begin with a barrier each.
+Lightning's `reduce` and `sync_dist` begin with a barrier each, for which a GPU waits; these do not.
 """
 
 from collections.abc import Mapping
@@ -24,6 +24,7 @@ def world_size() -> int:
 
 @torch.no_grad()
 def sum_over_processes(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """The sum of every process's value, without gradients."""
     summed = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(summed)
@@ -31,13 +32,13 @@ def sum_over_processes(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shap
 
 
 def mean_over_processes(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """The mean of the whole batch, if every process has the same number of rows."""
+    """The mean of every process's value: of means over rows the mean of all rows, if all have equally many."""
     return sum_over_processes(value) / world_size()
 
 
 @torch.no_grad()
 def gather_rows(rows: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "all ..."]:
-    """The rows of all processes in the order of ranks, without gradients. Every process has the same number."""
+    """The rows of all processes in the order of ranks, without gradients. Every process has equally many."""
     if world_size() == 1:
         return rows.detach()
     parts = [torch.empty_like(rows) for _ in range(world_size())]
@@ -47,7 +48,7 @@ def gather_rows(rows: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "all ..."]:
 
 @torch.no_grad()
 def broadcast_from_first(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """The value that rank 0 has."""
+    """Rank 0's value."""
     received = value.detach().clone()
     if world_size() > 1:
         dist.broadcast(received, 0)
@@ -56,11 +57,10 @@ def broadcast_from_first(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*sh
 
 def gather_objects(value: Any) -> list[Any]:
     """The picklable value of every process, in the order of ranks."""
-    every: list[Any] = [value]
-    if world_size() > 1:
-        every = [None] * world_size()
-        dist.all_gather_object(every, value)
-    return every
+    values: list[Any] = [value] * world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def unsharded(x: Tensor) -> Tensor:
@@ -73,15 +73,14 @@ def gather_unsharded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     All processes call this. One tensor at a time, so that a GPU needs no room for all.
     """
-    together: dict[str, Tensor] = {}
+    whole: dict[str, Tensor] = {}
     for name, x in tensors.items():
+        full = unsharded(x)
         if not isinstance(x, DTensor):
-            together[name] = x
-            continue
-        piece = unsharded(x)
-        if x.device_mesh.get_rank() == 0:
-            together[name] = piece.cpu()
-    return together
+            whole[name] = x
+        elif x.device_mesh.get_rank() == 0:
+            whole[name] = full.cpu()
+    return whole
 
 
 def local_shard(x: Tensor) -> Tensor:

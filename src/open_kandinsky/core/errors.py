@@ -1,8 +1,8 @@
-"""Error types. Whose fault a failure is, is told by its type, in all processes."""
+"""Error types: a failure's type says whose fault it is, and crosses processes with it."""
 
 
 class UserError(ValueError):
-    """A mistake that a person can mend. Its text has the value and the remedy; commands print it and exit with 2."""
+    """A mistake in a person's input. Its text has the value and the remedy; commands print it and exit with 2."""
 
 
 class NumericalError(FloatingPointError):
@@ -18,7 +18,7 @@ class BadSample(ValueError):
 
     @classmethod
     def from_error(cls, error: ValueError) -> "BadSample":
-        """`error` itself if it is one; else, as from a transform of somebody's own, one with its text."""
+        """`error` itself if it is a BadSample; else, as a user's transform may raise, a BadSample with its text."""
         return error if isinstance(error, BadSample) else BadSample("transform failed", str(error))
 
 

@@ -1,8 +1,7 @@
-"""Which failures are a person's to mend, and how they are told: one message, no traceback.
+"""Prints the failures that a user can mend as one message without a traceback, and exits with 2.
 
-A person's are, by their types: a UserError, a NumericalError, a file or disk that failed, a config that does not fit,
-and the death of another process. Everything else is a bug and keeps its traceback. HYDRA_FULL_ERROR=1 shows every
-traceback.
+By their types these are a UserError, a NumericalError, a file or disk that failed, a config that does not fit, and the
+death of another process. Everything else is a bug and keeps its traceback. HYDRA_FULL_ERROR=1 shows every traceback.
 """
 
 import errno
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from open_kandinsky.core.errors import NumericalError, UserError
 
 REFUSED, INTERRUPTED = 2, 130  # exit codes
-# What gloo, NCCL and torch's store say to those who waited for a process that has died.
+# Errors of gloo, NCCL and torch's store in a process that waits for another one, which has died.
 GONE = ("Connection (closed|reset) by", "Socket (Timeout|closed)", "Broken pipe", "remote process (exited|has)")
 MEMORY = "where the system killed it, memory is short: lower data.workers, data.shuffle_buffer or data.batch_size"
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start it again
@@ -23,7 +22,7 @@ PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start it again
 
 @contextmanager
 def exit_on_user_error(verb: str) -> Iterator[None]:
-    """Turn a person's error into one message on stderr and exit code 2, and Ctrl-C into one line and 130."""
+    """Turn a user's error into one message on stderr and exit code 2, and Ctrl-C into one line and 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -47,7 +46,7 @@ def leave(verb: str, text: str, code: int) -> None:
 
 
 def message(error: BaseException) -> str | None:
-    """What to tell the person who caused `error`; None where it is a bug."""
+    """The message for the user who caused `error`; None where it is a bug."""
     while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
         error = error.__cause__
     if is_about_the_config(error):
@@ -60,9 +59,9 @@ def message(error: BaseException) -> str | None:
 
 
 def is_about_the_config(error: BaseException) -> bool:
-    """Lightning's, Hydra's and OmegaConf's refusals, by name: naming the classes would import all three."""
+    """Whether Lightning, Hydra or OmegaConf refused a config, by class names: importing the classes is slow."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"ConfigAttributeError", "ConfigKeyError"}:  # code that asks for a key nobody wrote
+    if names & {"ConfigAttributeError", "ConfigKeyError"}:  # a bug: code that reads a key which no config has
         return False
     return bool(names & {"MisconfigurationException", "HydraException", "OmegaConfBaseException"})
 
@@ -70,12 +69,11 @@ def is_about_the_config(error: BaseException) -> bool:
 def about_a_file(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error.strerror)
-    kept = "; nothing was overwritten" if full else ""
-    return f"{where}{error.strerror}{kept}"
+    return f"{where}{error.strerror}{'; nothing was overwritten' if full else ''}"
 
 
 def about_another_process(error: BaseException) -> str | None:
-    """What torch says when a loader's worker or another process of the run has died, and what that means."""
+    """The message for torch's error after a data worker or another process of the run has died; None for others."""
     text = " ".join(str(error).split())
     if not isinstance(error, RuntimeError):
         return None

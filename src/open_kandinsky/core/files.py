@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all: to another name in the same folder, then renamed."""
+"""Writes files and folders whole or not at all: under a temporary name in the same folder, which is then renamed."""
 
 import errno
 import functools
@@ -19,16 +19,16 @@ from safetensors import SafetensorError
 if TYPE_CHECKING:
     from torch import Tensor
 
-ABANDONED = 3600.0  # seconds in which a writer on another machine would have written something
-PART = re.compile(r"\..+\.([^.]+)\.(\d+)(\.[0-9a-f]{8})?\.part")  # machine, process
-_writing: set[str] = set()  # names that this process is writing under now
+ABANDONED = 3600.0  # seconds after which a silent writer on another machine counts as dead
+PART = re.compile(r"\..+\.([^.]+)\.(\d+)(\.[0-9a-f]{8})?\.part")  # machine, process id
+_writing: set[str] = set()  # temporary names in use by this process
 
 
 @contextmanager
 def temporary_path(path: Path) -> Iterator[Path]:
-    """Yields a new name in the same folder, under which this process alone writes; what bears it in the end is removed.
+    """Yields a new name in the same folder for this process alone; a file or folder left under it is removed.
 
-    The name says who writes, should the process be killed.
+    The name contains machine and process, so that it can be recognised after the process was killed.
     """
     part = path.with_name(f".{path.name}.{machine()}.{os.getpid()}.{secrets.token_hex(4)}.part")
     _writing.add(part.name)
@@ -42,14 +42,14 @@ def temporary_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """OSError, with a number and this path, for whatever a full or broken disk makes of a write."""
+    """Turn every error that a full or broken disk causes in a write into an OSError with a number and this path."""
     try:
         yield
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(path)) from error
     except OSError as error:
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
-    except RuntimeError as error:  # torch.save closes its archive after a failed write, and fails in that too
+    except RuntimeError as error:  # torch.save fails again as it closes its archive after a failed write
         if not isinstance(failed := error.__context__, OSError):
             raise
         raise OSError(failed.errno or errno.EIO, failed.strerror or str(failed), str(path)) from error
@@ -57,7 +57,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a name to write to, which takes the place of `path` once it is on the disk, and is removed on failure.
+    """Yields a temporary name, which replaces `path` once it is on the disk, and is removed on failure.
 
     Whenever the machine stops, `path` is whole or as it was before. OSError names `path`.
     """
@@ -68,38 +68,38 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def settle(part: Path, path: Path) -> None:
-    """Let a file take the place of `path`, once it is on the disk."""
+    """Replace `path` by a file, once that is on the disk."""
     synced(part)
     part.replace(path)
     synced(path.parent)
 
 
 def write(path: str | Path, data: bytes | str) -> None:
-    """Bytes, or text in UTF-8."""
+    """Write bytes, or text in UTF-8, as `replacing` does."""
     with replacing(path) as part:
         part.write_bytes(data if isinstance(data, bytes) else data.encode())
 
 
 def write_once(path: str | Path, text: str) -> str:
-    """The text of a file that the first of several processes writes, and the others read."""
+    """Write a file if no other process has written it yet; returns its text, whoever wrote it."""
     path = Path(path)
     with naming(path), temporary_path(path) as part:
         part.write_text(text, encoding="utf-8")
         synced(part)
         try:
-            path.hardlink_to(part)  # fails where it is there, where a renaming would write over it
+            path.hardlink_to(part)  # fails if the file exists; renaming would overwrite it
         except FileExistsError:
             pass
         return path.read_text(encoding="utf-8")
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors file, readable by whom the umask says. OSError names the file.
+    """Write a safetensors file with the permissions of the umask. OSError names the file.
 
-    safetensors writes to a name of its own and leaves that behind where it is killed, so it is given a folder of ours,
-    which `remove_leftovers` knows.
+    safetensors writes to a temporary name of its own and leaves it behind when it is killed, so it writes into a folder
+    that `remove_leftovers` recognises.
     """
-    from safetensors.torch import save_file  # and torch, which most who write a file have no use for
+    from safetensors.torch import save_file  # imports torch, which most writers of files do not need
 
     path = Path(path)
     with naming(path), temporary_path(path) as folder:
@@ -110,11 +110,11 @@ def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: M
 
 
 def umask() -> int:
-    """What this process's new files are not to allow, read without changing it for the other threads."""
+    """The permissions that new files must not have, read without changing them for other threads."""
     try:
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"^Umask:\s*([0-7]+)", status, re.MULTILINE)[1], 8)  # type: ignore[index]
-    except (OSError, TypeError):  # no Linux
+    except (OSError, TypeError):  # not on Linux
         mask = os.umask(0o077)
         os.umask(mask)
         return mask
@@ -122,9 +122,9 @@ def umask() -> int:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a folder to write to, which becomes `path` once all in it is on the disk, and is removed on failure.
+    """Yields a temporary folder, which becomes `path` once its content is on the disk, and is removed on failure.
 
-    OSError where `path` holds something by then: nothing is overwritten.
+    OSError where `path` is not empty by then: nothing is overwritten.
     """
     path = Path(path)
     with temporary_path(path) as part:
@@ -140,18 +140,18 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 @functools.cache
 def machine() -> str:
-    """This machine and its numbers of processes: containers may share a host's name, and each count from 1."""
-    told = [socket.gethostname()]
+    """A name of this machine and its process ids: containers may share a host name, and each have a process 1."""
+    facts = [socket.gethostname()]
     for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         try:
-            told.append(os.readlink(source) if "ns" in source else Path(source).read_text().strip())
-        except OSError:  # no Linux
+            facts.append(os.readlink(source) if "ns" in source else Path(source).read_text().strip())
+        except OSError:  # not on Linux
             continue
-    return f"{told[0].replace('.', '-')}-{hashlib.sha256(' '.join(told).encode()).hexdigest()[:8]}"
+    return f"{facts[0].replace('.', '-')}-{hashlib.sha256(' '.join(facts).encode()).hexdigest()[:8]}"
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove what killed processes were writing in `folder` or below it; returns what was removed."""
+    """Remove the temporary files that killed processes left in `folder` or below; returns their paths."""
     removed = [part for part in folder.rglob(".*.part") if left_behind(part)]
     for part in removed:
         remove(part)
@@ -159,18 +159,18 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """A file, a folder, or nothing."""
+    """Remove a file or a folder, if it is there."""
     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether there is no such folder, or nothing in it but what processes were writing when they were killed."""
+    """Whether a folder is missing, or holds temporary files only."""
     remove_leftovers(folder)
     return not folder.exists() or (folder.is_dir() and all(PART.fullmatch(path.name) for path in folder.iterdir()))
 
 
 def left_behind(part: Path) -> bool:
-    """Whether nobody writes this any more: its process is gone from this machine, or has long been silent elsewhere."""
+    """Whether a temporary file's writer is dead: gone from this machine or, on another, silent for an hour."""
     writer = PART.fullmatch(part.name)
     if writer is None or part.name in _writing:
         return False
@@ -180,27 +180,27 @@ def left_behind(part: Path) -> bool:
 
 
 def silence(part: Path) -> float:
-    """Seconds since something was written to a file, or to any file of a folder."""
+    """Seconds since the last write to a file, or to any file of a folder."""
     try:
         return time.time() - max(path.stat().st_mtime for path in [part, *part.rglob("*")])
-    except FileNotFoundError:  # its writer has just finished with it
+    except FileNotFoundError:  # its writer has just renamed it
         return 0.0
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of this machine still works: one that is dead, and not yet waited for, does not."""
+    """Whether a process of this machine is running. Zombies count as dead."""
     try:
         os.kill(pid, 0)
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's, or this is no Linux
+    except OSError:  # another user's, or not on Linux
         return True
     return state not in ("Z", "X")
 
 
 def synced(path: Path) -> None:
-    """On the disk, not only in the system's cache."""
+    """Flush a file or folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

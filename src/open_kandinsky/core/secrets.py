@@ -1,4 +1,4 @@
-"""Passwords and tokens out of what is printed and kept: those of addresses, and of a command's headers."""
+"""Masks passwords and tokens, in URLs and in a command's headers, in all that is printed or written."""
 
 import hashlib
 import re
@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO, cast
 
 HIDDEN = "***"
-FORMS = [
+PATTERNS = [
     # user:password@host; a password may hold slashes, but host:8080/a@b is a port and a file
     (r"(://[^\s/@:'\"]*:)(?!\d{1,5}/)[^\s@'\"]+(?=@)", rf"\1{HIDDEN}"),
     (r"(?<=://)[^\s/@:'\"]+(?=@)", HIDDEN),  # token@host
@@ -18,25 +18,25 @@ FORMS = [
     ),
     (r"(?i)(authorization:\s*(?:bearer|basic|token)?\s*)[^\s'\"]+", rf"\1{HIDDEN}"),
 ]
-COMPILED = [(re.compile(form), put) for form, put in FORMS]
-OF_A_USER = COMPILED[:2]
+FORMS = [(re.compile(pattern), replacement) for pattern, replacement in PATTERNS]
+OF_A_USER = FORMS[:2]
 
 
-def masked(text: str, forms: Sequence[tuple[re.Pattern[str], str]] = COMPILED) -> str:
-    """The same, with *** in the place of each password or token."""
-    for form, put in forms:
-        text = form.sub(put, text)
+def masked(text: str, forms: Sequence[tuple[re.Pattern[str], str]] = FORMS) -> str:
+    """The text with *** in place of each password or token."""
+    for pattern, replacement in forms:
+        text = pattern.sub(replacement, text)
     return text
 
 
 def told_apart(url: str) -> str:
-    """A masked address by which a file can be known; ?key=a and ?key=b may be two files, and have a hash each."""
-    name, whose = masked(url), masked(url, OF_A_USER)
-    return name if name == whose else f"{name} {hashlib.sha256(whose.encode()).hexdigest()[:12]}"
+    """A masked URL that still differs for different files: ?key=a and ?key=b may be two, and get a hash each."""
+    name, with_query = masked(url), masked(url, OF_A_USER)
+    return name if name == with_query else f"{name} {hashlib.sha256(with_query.encode()).hexdigest()[:12]}"
 
 
 def masked_tree(tree: Any) -> Any:
-    """A config's values likewise."""
+    """A config with its strings masked."""
     if isinstance(tree, Mapping):
         return {key: masked_tree(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
@@ -45,7 +45,7 @@ def masked_tree(tree: Any) -> Any:
 
 
 class Masked:
-    """A text stream that hides them in what is written: tracebacks, too, show the addresses of errors."""
+    """A text stream that masks all that is written to it, tracebacks included."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -64,15 +64,15 @@ class Masked:
 
 @contextmanager
 def hidden() -> Iterator[None]:
-    """In whatever this process prints meanwhile; once, where a block lies in another."""
-    out, err = (one if isinstance(one, Masked) else Masked(one) for one in (sys.stdout, sys.stderr))
+    """Mask all that this process prints within the block; blocks may be nested."""
+    out, err = (s if isinstance(s, Masked) else Masked(s) for s in (sys.stdout, sys.stderr))
     with redirect_stdout(cast(TextIO, out)), redirect_stderr(cast(TextIO, err)):
         yield
 
 
 @contextmanager
 def hidden_arguments() -> Iterator[None]:
-    """In sys.argv meanwhile, which wandb sends to its server."""
+    """Mask sys.argv within the block: wandb sends it to its server."""
     before, sys.argv = sys.argv, [masked(argument) for argument in sys.argv]
     try:
         yield

@@ -1,4 +1,4 @@
-"""What somebody who mistyped a name probably meant."""
+"""Suggests the name that a user probably meant by a mistyped one."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -15,14 +15,14 @@ def nearest(name: object, names: Iterable[str], *, cutoff: float = 0.6) -> str |
 
 
 def remedy(name: object, names: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Asks whether the nearest name was meant; lists all names where none reaches `cutoff`."""
+    """The question whether the nearest name was meant; a list of all names where none is near."""
     names = list(names)
     near = nearest(name, names, cutoff=cutoff)
     return f"did you mean {near!r}?" if near else f"there are: {', '.join(names)}"
 
 
 def lookup(key: str, value: object, options: Mapping[str, Option]) -> Option:
-    """`options[value]`. UserError, with what is near, for a name that is not there."""
+    """`options[value]`. UserError, with the nearest name, for a value that is not among the options."""
     if not isinstance(value, str) or value not in options:
         near = nearest(value, options)
         hint = f"did you mean {near!r}? " if near else ""

@@ -1,4 +1,5 @@
-"""The one thing that samplers see: denoise(x_t, t) -> Denoised, and wrappers from one denoise to another."""
+"""`denoise(x_t, t) -> Denoised` is all that a sampler sees of a model. Wrappers change one denoise into another:
+guidance, clamps, thresholds, inpainting."""
 
 from collections.abc import Callable
 
@@ -23,12 +24,29 @@ def denoiser(
     return denoise
 
 
+def guide(denoise: Denoise, scale: int | float) -> Denoise:
+    """Extrapolate from the unconditional estimate to the conditional one, and past it, by `scale`.
+
+    `denoise` is bound to a doubled batch of conditions, conditional half first, so that one call of the network
+    serves both. x_0 is linear in eps and in v, so this is guidance of those too. scale = 1 is no guidance. The
+    variance is the conditional half's.
+    """
+
+    def guided(x_t: Float[Tensor, "b ..."], t: Int[Tensor, "b"]) -> Denoised:
+        x_0, variance_frac = denoise(torch.cat([x_t, x_t]), torch.cat([t, t]))
+        conditional, unconditional = x_0.chunk(2)
+        of_conditional = None if variance_frac is None else variance_frac.chunk(2)[0]
+        return Denoised(unconditional.lerp(conditional, scale), of_conditional)
+
+    return guided
+
+
 def clamp(denoise: Denoise, limit: float) -> Denoise:
     """Keep x_0 within +-limit: 10 in Kandinsky's prior, 2 in its ancestral decoder."""
 
     def clamped(x_t: Tensor, t: Tensor) -> Denoised:
-        x_0, fraction = denoise(x_t, t)
-        return Denoised(x_0.clamp(-limit, limit), fraction)
+        x_0, variance_frac = denoise(x_t, t)
+        return Denoised(x_0.clamp(-limit, limit), variance_frac)
 
     return clamped
 
@@ -45,9 +63,9 @@ def first_threshold(denoise: Denoise, quantile: float) -> Denoise:
 
 def _threshold(denoise: Denoise, limit: Callable[[Tensor], Tensor]) -> Denoise:
     def thresholded(x_t: Tensor, t: Tensor) -> Denoised:
-        x_0, fraction = denoise(x_t, t)
+        x_0, variance_frac = denoise(x_t, t)
         s = broadcast_to(limit(x_0).clamp(min=1), x_0)
-        return Denoised(x_0.clamp(-s, s) / s, fraction)
+        return Denoised(x_0.clamp(-s, s) / s, variance_frac)
 
     return thresholded
 
@@ -60,7 +78,7 @@ def keep_known(denoise: Denoise, known: Float[Tensor, "b ..."], keep: Float[Tens
     """Inpainting: where `keep` is 1, x_0 is the known signal; where 0, the network's."""
 
     def blended(x_t: Tensor, t: Tensor) -> Denoised:
-        x_0, fraction = denoise(x_t, t)
-        return Denoised(torch.lerp(x_0, known, keep), fraction)
+        x_0, variance_frac = denoise(x_t, t)
+        return Denoised(torch.lerp(x_0, known, keep), variance_frac)
 
     return blended

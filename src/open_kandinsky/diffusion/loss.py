@@ -14,7 +14,7 @@ from open_kandinsky.diffusion.process import alpha_bar_prev, broadcast_to, diffu
 
 
 class Noised(NamedTuple):
-    """A training example on its way: what it was, the noise, when, and what the network sees."""
+    """A noised training batch: x_0, its noise eps, the timestep t of each example, and the network's input x_t."""
 
     x_0: Float[Tensor, "b ..."]
     eps: Float[Tensor, "b ..."]
@@ -33,7 +33,7 @@ def noised(x_0: Float[Tensor, "b ..."], alpha_bar: Float[Tensor, "T"], draws: Dr
 
 
 def mse(output: Tensor, n: Noised, alpha_bar: Float[Tensor, "T"], p: Parameterisation) -> Float[Tensor, "b"]:
-    """Squared error of what the network was asked to predict (Ho et al. 2020, eq. 14)."""
+    """Mean squared error between the network's prediction and its target (Ho et al. 2020, eq. 14)."""
     prediction = p.split(output.to(n.x_0.dtype))[0]
     return _mean(prediction - p.target(n.x_0, n.eps, alpha_bar[n.t]), power=2)
 
@@ -67,13 +67,13 @@ def bound(output: Tensor, n: Noised, alpha_bar: Float[Tensor, "T"], p: Parameter
 
     KL(q(x_{t-1} | x_t, x_0) || p) for t > 0, and at t = 0 the likelihood of x_0 in bins of 2/255.
     """
-    prediction, fraction = p.split(output.to(n.x_0.dtype))
-    assert fraction is not None, "the bound trains a variance, and this parameterisation predicts none"
+    prediction, variance_frac = p.split(output.to(n.x_0.dtype))
+    assert variance_frac is not None, "the bound trains a variance, and this parameterisation predicts none"
     at, below = alpha_bar[n.t], alpha_bar_prev(alpha_bar)[n.t]
     x_0 = p.x_0(prediction.detach(), n.x_t, at)
     mean, true_mean = (posterior_mean(n.x_t, x, at, below) for x in (x_0, n.x_0))
     low, high = (broadcast_to(v, n.x_0) for v in _log_variance_bounds(alpha_bar, n.t))
-    log_variance = low.lerp(high.expand_as(fraction), fraction)
+    log_variance = low.lerp(high.expand_as(variance_frac), variance_frac)
     kl = _mean(_kl_normal(true_mean, low, mean, log_variance), power=1)
     likelihood = _mean(_log_likelihood_of_bins(n.x_0, mean, log_variance), power=1)
     return torch.where(n.t == 0, -likelihood, kl) / math.log(2)

@@ -12,34 +12,47 @@ from open_kandinsky.diffusion.process import broadcast_to, snr, x_0_from_eps
 
 
 class Denoised(NamedTuple):
-    """An estimate of x_0 and, from networks that predict one, where the step's variance lies in its bounds."""
+    """An estimate of x_0 and, from networks that predict one, where the step's log variance lies between its bounds."""
 
     x_0: Tensor
-    fraction: Tensor | None  # log variance = fraction log(beta) + (1 - fraction) log(posterior variance)
+    variance_frac: Tensor | None  # 0 at log(posterior variance), 1 at log(beta); guided-diffusion's `frac`
 
 
 @runtime_checkable
 class Parameterisation(Protocol):
-    def target(self, x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor: ...
-    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]: ...
-    def x_0(self, prediction: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor: ...
-    def x_0_weight(self, alpha_bar: Tensor) -> Tensor: ...
+    """Between what a network predicts and x_0. `alpha_bar` has one entry an example."""
+
+    def target(self, x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+        """What the network should predict."""
+        ...
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The prediction and, where the network has one, `variance_frac`."""
+        ...
+
+    def x_0(self, prediction: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+        """The estimate of x_0."""
+        ...
+
+    def x_0_weight(self, alpha_bar: Tensor) -> Tensor:
+        """The squared error of the prediction that one unit of squared error in x_0 makes."""
+        ...
 
 
 def read(p: Parameterisation, output: Tensor, x_t: Float[Tensor, "b ..."], alpha_bar: Float[Tensor, "b"]) -> Denoised:
     """A network's output as an estimate of x_0, in x_t's precision."""
-    prediction, fraction = p.split(output.to(x_t.dtype))
-    return Denoised(p.x_0(prediction, x_t, alpha_bar), fraction)
+    prediction, variance_frac = p.split(output.to(x_t.dtype))
+    return Denoised(p.x_0(prediction, x_t, alpha_bar), variance_frac)
 
 
-class Undivided:
+class MeanOnly:
     """The network's output is the prediction and nothing else."""
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         return output, None
 
 
-class X0(Undivided):
+class X0(MeanOnly):
     """The clean signal itself, as Kandinsky's prior."""
 
     def target(self, x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -49,11 +62,10 @@ class X0(Undivided):
         return prediction
 
     def x_0_weight(self, alpha_bar: Tensor) -> Tensor:
-        """How much squared error here one unit of squared error in x_0 makes."""
         return alpha_bar.new_ones(alpha_bar.shape)
 
 
-class Eps(Undivided):
+class Eps(MeanOnly):
     """The noise (Ho et al. 2020)."""
 
     def target(self, x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -66,7 +78,7 @@ class Eps(Undivided):
         return snr(alpha_bar)
 
 
-class V(Undivided):
+class V(MeanOnly):
     """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022)."""
 
     def target(self, x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -80,7 +92,7 @@ class V(Undivided):
 
 
 class LearnedRange:
-    """Any of the above with a variance: twice the channels, the second half between the bounds as -1 to 1.
+    """One of the above with a learned variance: twice the channels, the second half from -1 to 1 between the bounds.
 
     With Eps, Kandinsky's decoder (Nichol & Dhariwal 2021, eq. 15).
     """
@@ -92,8 +104,8 @@ class LearnedRange:
         return self.mean.target(x_0, eps, alpha_bar)
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        prediction, fraction = output.chunk(2, dim=1)
-        return prediction, (fraction + 1) / 2
+        prediction, variance = output.chunk(2, dim=1)
+        return prediction, (variance + 1) / 2
 
     def x_0(self, prediction: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
         return self.mean.x_0(prediction, x_t, alpha_bar)
@@ -103,9 +115,9 @@ class LearnedRange:
 
 
 class UnusedRange:
-    """The same network, its second half unused: steps have the posterior's variance.
+    """As LearnedRange, but the predicted variance is ignored: steps have the posterior's variance.
 
-    So diffusers samples Kandinsky 2.2's decoder, which was published with no other code.
+    diffusers samples Kandinsky 2.2's decoder like this, and no other code was published for it.
     """
 
     def __init__(self, mean: Parameterisation) -> None:

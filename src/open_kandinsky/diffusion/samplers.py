@@ -1,15 +1,19 @@
-"""Samplers: plain functions that walk a denoiser from x_T to x_0. They know no network."""
+"""Samplers: plain functions that walk a denoiser from x_T to x_0, the timesteps that they visit, and their noise.
 
-from collections.abc import Callable, Iterator
+    x_0 = named("ddim")(denoise, x_T, alpha_bar, steps=50, noise=PerImageNoise(seeds, shape))
+
+They know no network. `SAMPLERS` at the end has them by name.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.suggest import nearest
-from open_kandinsky.diffusion import timesteps
 from open_kandinsky.diffusion.denoise import Denoise, clamp, first_threshold
 from open_kandinsky.diffusion.process import (
     broadcast_to,
@@ -19,7 +23,92 @@ from open_kandinsky.diffusion.process import (
     variance_bounds,
     x_0_from_eps,
 )
-from open_kandinsky.diffusion.timesteps import Grid, Spacing
+
+
+class Grid(NamedTuple):
+    """The timesteps that a sampler visits, descending. alpha_bar has one entry more: where the last step leads."""
+
+    t: Int[Tensor, "n"]
+    alpha_bar: Float[Tensor, "n+1"]
+
+
+Spacing = Callable[[Tensor, int], Grid]
+
+
+def spaced(alpha_bar: Float[Tensor, "T"], n: int) -> Grid:
+    """Even strides from T-1 down to 0, then clean: the grid of respaced ancestral sampling (guided-diffusion).
+
+    One step visits T-1 alone.
+    """
+    T = _check(alpha_bar, n)
+    stride = (T - 1) / max(n - 1, 1)
+    t, at = [], 0.0
+    for _ in range(n):  # the official sum, rounding included: i * stride differs for some n
+        t.append(round(at))
+        at += stride
+    return _grid(alpha_bar, t[::-1] if n > 1 else [T - 1], end=1.0)
+
+
+def uniform(alpha_bar: Float[Tensor, "T"], n: int) -> Grid:
+    """Kandinsky 2.1's DDIM grid, range(0, T, T // n) + 1: it takes more than n steps where n does not divide T.
+
+    Where it would read past the table, as the official code does (333 of 1000, any above T / 2), it is refused. One
+    step visits T-1 alone: the official grid would take pure noise for the picture as it is at t = 1.
+    """
+    T = _check(alpha_bar, n)
+    t = [t + 1 for t in range(0, T, T // n)][::-1] if n > 1 else [T - 1]
+    return _within(alpha_bar, n, t)
+
+
+def leading(alpha_bar: Float[Tensor, "T"], n: int) -> Grid:
+    """`uniform`, cut to exactly n steps (the same grid where n divides T).
+
+    Above T / 2, where strides of one would begin at t = n in place of near T, strides alternate between one and two;
+    n = T is past the table and refused. One step visits T-1 alone.
+    """
+    T = _check(alpha_bar, n)
+    strides = [i * (T // n) if 2 * n <= T else i * T // n for i in range(n)]
+    t = [at + 1 for at in strides][::-1] if n > 1 else [T - 1]
+    return _within(alpha_bar, n, t)
+
+
+def descending(alpha_bar: Float[Tensor, "T"], n: int) -> Grid:
+    """n even strides from T-1 that would reach 0 one step later, then clean: for solvers of high order.
+
+    It has no place for T steps: t = 0 is not among them, so one would be visited twice.
+    """
+    T = _check(alpha_bar, n)
+    if n == T > 1:
+        raise UserError(f"steps={n}: this sampler's grid would visit a timestep twice; {T - 1} steps fit")
+    return _grid(alpha_bar, [round((T - 1) * i / n) for i in range(n, 0, -1)], end=1.0)
+
+
+def last_steps(grid: Grid, n: int) -> Grid:
+    """The last n steps of a grid, 1 to all of them."""
+    assert 1 <= n <= len(grid.t)
+    return Grid(grid.t[-n:], grid.alpha_bar[-n - 1 :])
+
+
+def _check(alpha_bar: Tensor, n: int) -> int:
+    if not 1 <= n <= len(alpha_bar):
+        raise UserError(f"steps={n}: a schedule of {len(alpha_bar)} timesteps allows 1 to {len(alpha_bar)} steps")
+    return len(alpha_bar)
+
+
+def _within(alpha_bar: Tensor, n: int, t: list[int]) -> Grid:
+    """A grid that begins one step late and so may end past the table; it leads to t = 0."""
+    T = len(alpha_bar)
+    if t[0] >= T:
+        raise UserError(
+            f"steps={n}: this sampler's grid would visit t={t[0]}, past the last, {T - 1}; {T // 2} steps fit"
+        )
+    return _grid(alpha_bar, t, end=float(alpha_bar[0]))
+
+
+def _grid(alpha_bar: Tensor, t: list[int], end: float) -> Grid:
+    index = torch.tensor(t, device=alpha_bar.device)
+    return Grid(index, torch.cat([alpha_bar[index], alpha_bar.new_tensor([end])]))
+
 
 Noise = Iterator[Tensor]  # one standard normal tensor, like x_t, for each step that asks
 Walk = Callable[[Denoise, Tensor, Grid, Noise], Tensor]
@@ -32,12 +121,12 @@ def ddpm(denoise: Denoise, x_T: Float[Tensor, "b ..."], grid: Grid, noise: Noise
     """
     x_t = x_T
     for t, alpha_bar, alpha_bar_next in _walk(grid, x_t):
-        x_0, fraction = denoise(x_t, t)
+        x_0, variance_frac = denoise(x_t, t)
         x_s = posterior_mean(x_t, x_0, alpha_bar, alpha_bar_next)
         if float(alpha_bar_next[0]) == 1:
             return x_s
         low, high = (broadcast_to(bound.log(), x_t) for bound in variance_bounds(alpha_bar, alpha_bar_next))
-        log_variance = low if fraction is None else low.lerp(high.expand_as(fraction), fraction)
+        log_variance = low if variance_frac is None else low.lerp(high.expand_as(variance_frac), variance_frac)
         x_t = x_s + (log_variance / 2).exp() * next(noise).to(x_t)
     return x_t
 
@@ -109,6 +198,33 @@ def _half_log_snr(alpha_bar: Tensor) -> Tensor:
     return (alpha_bar.log() - (1 - alpha_bar).log()) / 2
 
 
+def check_seeds(seeds: Sequence[int]) -> None:
+    """ValueError for a seed that a CPU generator would cut: it uses the low 32 bits."""
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed {seed}: seeds are from 0 to 2^32 - 1 (a CPU generator drops the higher bits)")
+
+
+class PerImageNoise:
+    """An endless iterator of standard normal batches in which every image has its own generator.
+
+    Image i draws the same numbers in any batch, on any device and number of processes: generators live on the CPU,
+    draws are contiguous float32.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
+        check_seeds(seeds)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.shape, self.device = tuple(shape), device
+
+    def __iter__(self) -> "PerImageNoise":
+        return self
+
+    def __next__(self) -> Float[Tensor, "b ..."]:
+        draws = [torch.randn(self.shape, generator=generator) for generator in self.generators]
+        return torch.stack(draws).to(self.device)
+
+
 Wrap = Callable[[Denoise], Denoise]
 
 
@@ -125,13 +241,13 @@ def threshold_by_first(denoise: Denoise) -> Denoise:
 
 
 class Sampler(NamedTuple):
-    """A walk, the grid that it is used with, and what it makes of the denoiser's x_0 before a step."""
+    """A walk, the spacing of its grid, and how it limits the denoiser's x_0 before each step."""
 
     walk: Walk
     spacing: Spacing
-    bound: Wrap = unchanged  # before the known part of an inpainted latent is put in
-    threshold: Wrap = unchanged  # after that
-    extra_calls: int = 0  # of the denoiser, beside one a step, where there is more than one step
+    bound: Wrap = unchanged  # applied before the known part of an inpainted latent is put in
+    threshold: Wrap = unchanged  # applied after it
+    extra_calls: int = 0  # of the denoiser, in addition to one a step, if there is more than one step
 
     def __call__(
         self, denoise: Denoise, x_T: Float[Tensor, "b ..."], alpha_bar: Float[Tensor, "T"], steps: int, noise: Noise
@@ -150,7 +266,7 @@ class Sampler(NamedTuple):
     ) -> Float[Tensor, "b ..."]:
         """From x_t, at the grid's first timestep, to where the grid leads.
 
-        `blend` puts in what is known of x_0, `watch` sees the x_0 that steps are made of.
+        `blend` puts in the known part of x_0, `watch` sees the x_0 that each step uses.
         """
         return self.walk(watch(self.threshold(blend(self.bound(denoise)))), x_t, grid, noise)
 
@@ -160,13 +276,13 @@ class Sampler(NamedTuple):
 
 
 SAMPLERS = {
-    "ddpm": Sampler(ddpm, timesteps.spaced),
-    "ddim": Sampler(ddim, timesteps.leading),
-    "plms": Sampler(plms, timesteps.leading, extra_calls=1),
-    "dpmpp_2m": Sampler(dpmpp_2m, timesteps.descending),
+    "ddpm": Sampler(ddpm, spaced),
+    "ddim": Sampler(ddim, leading),
+    "plms": Sampler(plms, leading, extra_calls=1),
+    "dpmpp_2m": Sampler(dpmpp_2m, descending),
     # Kandinsky 2.1's p_sampler: x_0 clamped at 2, then thresholded by the batch's first image, on which others depend.
-    "ddpm_official": Sampler(ddpm, timesteps.spaced, clamp_2, threshold_by_first),
-    "ddim_official": Sampler(ddim, timesteps.uniform),  # 31 steps for 30
+    "ddpm_official": Sampler(ddpm, spaced, clamp_2, threshold_by_first),
+    "ddim_official": Sampler(ddim, uniform),  # 31 steps for 30
 }
 
 

@@ -32,7 +32,7 @@ from open_kandinsky.core import files
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.leases import Leases, share
 from open_kandinsky.data.coco import Coco
-from open_kandinsky.diffusion.noise import check_seeds
+from open_kandinsky.diffusion.samplers import check_seeds
 from open_kandinsky.evaluation.report import lines_sha256, machine, versions
 from open_kandinsky.pipeline import Pipeline
 from open_kandinsky.pipeline.options import Options

@@ -1,4 +1,4 @@
-"""How well pictures and texts agree according to a CLIP. The number means nothing without that CLIP's name."""
+"""The CLIP score, how well pictures and texts agree. It is comparable only under the same CLIP, so name that."""
 
 import torch
 from jaxtyping import Float, Float64
@@ -10,13 +10,13 @@ from torchmetrics import Metric
 def clip_score(image_emb: Float[Tensor, "b d"], text_emb: Float[Tensor, "b d"]) -> Float64[Tensor, "b"]:
     """The cosine of each picture and its text, in [-1, 1]: neither clipped at 0 nor multiplied by 2.5.
 
-    Hessel et al. 2021 do both; papers that print 0.3 for a good picture do neither. Embeddings of any length will do.
+    Hessel et al. 2021 do both; papers that print 0.3 for a good picture do neither. Embeddings may have any length.
     """
     return F.cosine_similarity(image_emb.double(), text_emb.double(), dim=-1)
 
 
 class CLIPScore(Metric):
-    """The mean cosine over all pairs, with its standard error; sums alone, so processes add up."""
+    """The mean cosine over all pairs, with its standard error. The states are sums, so that processes add up."""
 
     total: Tensor
     squares: Tensor

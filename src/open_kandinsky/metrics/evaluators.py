@@ -1,15 +1,12 @@
-"""Ways to resize pictures for a network: the same pictures give another FID by each, so a protocol names its own.
+"""The networks that evaluate pictures, frozen, with published weights from files: Inception, DINOv2 and LPIPS.
 
-Each takes uint8 [0, 255] to float levels [0, 255], `size` x `size` whatever the proportions were.
+- Inception of 2015: a Frechet distance on its features is called FID. The layers are torch-fidelity's; its forward pass
+  is written out here, so that the preparation of its input can be chosen and convolutions may run in channels_last
+- DINOv2: features for the Frechet distance of Stein et al. 2023, which is not called FID
+- LPIPS: the distance of two pictures in VGG16's features (Zhang et al. 2018)
 
-The Inception of 2015 on whose features a Frechet distance is called FID, and three ways to feed it.
-
-The layers are torch-fidelity's, under the names of its weights file; the way through them is written out here, so that
-the input is a choice of its own and convolutions may run in channels_last.
-
-DINOv2's features of pictures, for the Frechet distance of Stein et al. 2023. It is not called FID.
-
-LPIPS, how far two pictures are apart to VGG16's eyes (Zhang et al. 2018), from a file and without a network.
+The resizing of pictures changes every figure, so a protocol must name it. Each resize takes uint8 [0, 255] to float
+[0, 255] of `size` x `size`, whatever the proportions were.
 """
 
 import copy
@@ -30,25 +27,25 @@ from open_kandinsky.core.errors import UserError
 
 
 def resize_tf1(pixels: UInt8[Tensor, "b c h w"], size: int) -> Float32[Tensor, "b c {size} {size}"]:
-    """TensorFlow 1's bilinear, not antialiased, with corners where it has them and no half pixels: the original FID's.
+    """The original FID's: TensorFlow 1's bilinear, not antialiased, align_corners=False without half-pixel centres.
 
     Bit-equal on the CPU to torch-fidelity's, which reads every pixel four times; this reads it twice.
     """
     x = pixels.float()
-    lower, upper, part = taps(x.shape[-1], size, x.device)
-    x = between(x.index_select(-1, lower), x.index_select(-1, upper), part)
-    lower, upper, part = taps(x.shape[-2], size, x.device)
-    return between(x.index_select(-2, lower), x.index_select(-2, upper), rearrange(part, "h -> h 1"))
+    lower, upper, part = neighbours(x.shape[-1], size, x.device)
+    x = interpolated(x.index_select(-1, lower), x.index_select(-1, upper), part)
+    lower, upper, part = neighbours(x.shape[-2], size, x.device)
+    return interpolated(x.index_select(-2, lower), x.index_select(-2, upper), rearrange(part, "h -> h 1"))
 
 
-def taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Each new position's two neighbours among the old, and how far it lies from the first to the second."""
+def neighbours(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """For each new position, its two old neighbours, and how far it lies from the first to the second, in [0, 1)."""
     at = torch.arange(new, dtype=torch.float32, device=device) * torch.tensor(old / new, dtype=torch.float32)
     lower = at.long()
     return lower, (lower + 1).clamp_max(old - 1), at - lower
 
 
-def between(a: Float[Tensor, "..."], b: Float[Tensor, "..."], part: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def interpolated(a: Float[Tensor, "..."], b: Float[Tensor, "..."], part: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return (b - a).mul_(part).add_(a)
 
 
@@ -66,7 +63,7 @@ InputPath = Callable[[UInt8[Tensor, "b 3 h w"]], Float32[Tensor, "b 3 299 299"]]
 
 
 class Activations(NamedTuple):
-    """What FID, KID, precision and recall read (`pool`), and what the Inception score reads."""
+    """Inception's outputs: `pool` for FID, KID, precision and recall, the logits for the Inception score."""
 
     pool: Float32[Tensor, "b 2048"]
     logits_unbiased: Float32[Tensor, "b 1008"]  # without the last layer's bias, as in the original Inception score
@@ -90,11 +87,15 @@ def clean(pixels: UInt8[Tensor, "b 3 h w"]) -> Float32[Tensor, "b 3 299 299"]:
     return (resize_clean(pixels, INCEPTION_SIZE) - 128) / 128
 
 
+def wrong_weights(network: str, error: Exception) -> UserError:
+    return UserError(f"these are not the weights of {network}; {' '.join(str(error).split())[:200]}")
+
+
 class Inception(nn.Module):
-    """Frozen, and always in eval mode. `state` None leaves its weights random: for tests alone.
+    """FID's network, frozen and always in eval mode. `state` None leaves its weights random, for tests.
 
     In `torch.contiguous_format` it is bit-equal to torch-fidelity's and pytorch-fid's on the CPU; in channels_last it
-    is faster and as near to the exact result. Raises ValueError for weights that are not this network's.
+    is faster and as accurate. Raises ValueError for weights that are not this network's.
     """
 
     fc: nn.Linear
@@ -115,25 +116,21 @@ class Inception(nn.Module):
             self.add_module(name, block)
         self.fc = nn.Linear(2048, 1008)
         if state is not None:
-            self.load(state)
+            try:
+                self.load_state_dict(dict(state))
+            except RuntimeError as error:
+                raise wrong_weights("FID's Inception, as torch-fidelity and pytorch-fid publish them", error) from error
         self.requires_grad_(False).eval().to(memory_format=memory_format)
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        try:
-            self.load_state_dict(dict(state))
-        except RuntimeError as error:
-            told = "these are not the weights of FID's Inception, as torch-fidelity and pytorch-fid publish them"
-            raise UserError(f"{told}; {' '.join(str(error).split())[:200]}") from error
 
     def train(self, mode: bool = True) -> "Inception":
         return super().train(False)
 
     def forward(self, pixels: UInt8[Tensor, "b 3 h w"]) -> Activations:
-        """Of uint8 pictures of any one size."""
+        """Activations of uint8 pictures of one size."""
         return self.activations(self.input_path(pixels))
 
     def activations(self, x: Float32[Tensor, "b 3 299 299"]) -> Activations:
-        """Of pictures as an input path leaves them."""
+        """Activations of pictures that an input path has prepared."""
         x = x.contiguous(memory_format=self.memory_format)
         for name in self.path:
             x = self.get_submodule(name)(x)
@@ -142,7 +139,7 @@ class Inception(nn.Module):
 
 
 def folded(network: Inception) -> Inception:
-    """A copy with each batch norm multiplied into its convolution: faster still, and as near to the exact result."""
+    """A copy with each batch norm multiplied into its convolution: faster still, and as accurate."""
     network = copy.deepcopy(network)
     for block in network.modules():
         if isinstance(block, layers.BasicConv2d):
@@ -183,10 +180,10 @@ Resize = Callable[[UInt8[Tensor, "b 3 h w"], int], Float32[Tensor, "b 3 s s"]]
 
 
 class DINOv2(nn.Module):
-    """Frozen, and always in eval mode: normalised class tokens of `network`, at 224 px.
+    """The normalised class tokens of `network` at 224 px, frozen and always in eval mode.
 
-    torch-fidelity fetches code and weights from the network each time and refuses a weights file, so the transformer
-    is timm's. `resized` is `resize.tf1` as in torch-fidelity, or `resize.clean` as in dgm-eval's clean form.
+    The transformer is timm's, since torch-fidelity downloads code and weights each time and accepts no weights file.
+    `resized` is `resize_tf1` as in torch-fidelity, or `resize_clean` as in dgm-eval's clean form.
     """
 
     mean: Tensor
@@ -204,7 +201,7 @@ class DINOv2(nn.Module):
         return super().train(False)
 
     def forward(self, pixels: UInt8[Tensor, "b 3 h w"]) -> Float32[Tensor, "b d"]:
-        """Of uint8 pictures of any one size; 1024 numbers each for ViT-L/14."""
+        """Features of uint8 pictures of one size; 1024 numbers each for ViT-L/14."""
         return self.network((self.resized(pixels, DINOV2_SIZE) - self.mean) / self.std).float()
 
 
@@ -216,37 +213,36 @@ def vit_large() -> nn.Module:
 
 
 def load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Published weights into a network for any size in pixels. Raises ValueError where they are another network's."""
+    """Load published weights into a network for any size in pixels. Raises ValueError for another network's weights."""
     state = {name: value for name, value in state.items() if name != "mask_token"}
     try:
         grid = math.isqrt(network.get_parameter("pos_embed").shape[1] - 1)
         state["pos_embed"] = positions(state["pos_embed"], grid)
         network.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
-        told = "these are not the weights of DINOv2 that were asked for"
-        raise UserError(f"{told}; {' '.join(str(error).split())[:200]}") from error
+        raise wrong_weights("DINOv2 that were asked for", error) from error
 
 
 def positions(pos_embed: Float[Tensor, "1 n d"], grid: int) -> Float[Tensor, "1 m d"]:
-    """Embeddings of a square of positions, after the class token's, for a square of `grid` x `grid`.
+    """Position embeddings resized to `grid` x `grid` positions; the class token's is kept.
 
-    As DINOv2's code does it: bicubic, not antialiased, by a factor that is 0.1 of a position too large. timm leaves
-    the 0.1 out and antialiases, which gives other features.
+    As in DINOv2's code: bicubic, not antialiased, by a factor that is 0.1 of a position too large. timm omits the 0.1
+    and antialiases, which gives other features.
     """
-    own, old = pos_embed[:, :1], math.isqrt(pos_embed.shape[1] - 1)
+    of_class, old = pos_embed[:, :1], math.isqrt(pos_embed.shape[1] - 1)
     if old == grid:
         return pos_embed
     square = rearrange(pos_embed[:, 1:], "1 (h w) d -> 1 d h w", h=old)
     factor = (grid + 0.1) / old
     square = F.interpolate(square.float(), scale_factor=(factor, factor), mode="bicubic")
-    return torch.cat([own, rearrange(square, "1 d h w -> 1 (h w) d").to(own.dtype)], 1)
+    return torch.cat([of_class, rearrange(square, "1 d h w -> 1 (h w) d").to(of_class.dtype)], 1)
 
 
 class LPIPSMetric(nn.Module):
-    """Frozen, and always in eval mode. `state` is torchvision's published VGG16; None leaves it random, for tests.
+    """LPIPS, frozen and always in eval mode. `state` is torchvision's VGG16; None leaves it random, for tests.
 
-    By torchmetrics, which brings the learned weights of the layers along (version 0.1, the very file that
-    torch-fidelity fetches). Raises ValueError for weights of another network.
+    By torchmetrics, which includes the learned weights of the layers (version 0.1, the file that torch-fidelity
+    downloads). Raises ValueError for weights of another network.
     """
 
     def __init__(self, *, state: Mapping[str, Tensor] | None) -> None:
@@ -257,20 +253,19 @@ class LPIPSMetric(nn.Module):
         self.requires_grad_(False).eval()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """The convolutions of VGG16; torchmetrics has them in five slices, each under its number in `features`."""
+        """Load VGG16's convolutions, which torchmetrics has in five slices, under their numbers in `features`."""
         numbered = {name.removeprefix("features."): value for name, value in state.items() if "features." in name}
         try:
             names = {name: numbered[name.partition(".")[2]] for name in self.net.net.state_dict()}
             self.net.net.load_state_dict(names)
         except (KeyError, RuntimeError) as error:
-            told = "these are not the weights of VGG16, as torchvision publishes them"
-            raise UserError(f"{told}; {' '.join(str(error).split())[:200]}") from error
+            raise wrong_weights("VGG16, as torchvision publishes them", error) from error
 
     def train(self, mode: bool = True) -> "LPIPSMetric":
         return super().train(False)
 
     def forward(self, x: Float[Tensor, "b 3 h w"], y: Float[Tensor, "b 3 h w"]) -> Float32[Tensor, "b"]:
-        """The distance of each picture in `x` from its own in `y`, both float [-1, 1], at the size that they have.
+        """The distance of each picture in `x` from the same row of `y`, both float [-1, 1], at their own size.
 
         `x` is clamped as it would be when saved.
         """

@@ -1,6 +1,6 @@
-"""The Frechet distance between two sets of features. Only on the features of the 2015 Inception is it called FID.
+"""The Frechet distance between two sets of features, by two algorithms, which `cross_checked` compares.
 
-A second algorithm for the Frechet distance, and the distance only where the two agree.
+Only on the features of the 2015 Inception is it called FID.
 """
 
 from typing import NamedTuple
@@ -11,13 +11,12 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from open_kandinsky.core.errors import NumericalError, UserError
-from open_kandinsky.metrics.features import finite
+from open_kandinsky.metrics.features import finite, gathered
 
 NAME = "Frechet distance"
-NEARLY_SINGULAR = 1e-10  # what the others leave of some dimension's variance, over the largest variance
+NEARLY_SINGULAR = 1e-10  # of the largest variance: a dimension's variance that the other dimensions leave unexplained
 
 
 class Moments(NamedTuple):
@@ -46,7 +45,7 @@ def frechet_from_moments(
 
 
 def moments(features: Float[Tensor, "n d"]) -> Moments:
-    """In float64 on the CPU, in two passes; ValueError as for `frechet_distance`."""
+    """Mean and covariance in float64 on the CPU, in two passes; ValueError as for `frechet_distance`."""
     mean, deviations = centred(features)
     return Moments(mean, _covariance(deviations))
 
@@ -71,7 +70,7 @@ def _distance(mean_x: Tensor, root_x: Tensor, mean_y: Tensor, root_y: Tensor) ->
 
 
 def _root_of_features(deviations: Float64[Tensor, "n d"]) -> Float64[Tensor, "r d"]:
-    """R with R^T R the covariance: the deviations themselves where they are fewer than their dimensions."""
+    """R with R^T R the covariance: the scaled deviations themselves if there are fewer of them than dimensions."""
     n, d = deviations.shape
     return deviations / (n - 1) ** 0.5 if n < d else _root(_covariance(deviations))
 
@@ -85,7 +84,7 @@ def _root(cov: Float64[Tensor, "d d"]) -> Float64[Tensor, "r d"]:
 
 
 def _root_by_eigenvectors(cov: Float64[Tensor, "d d"]) -> Float64[Tensor, "r d"]:
-    """A variance within rounding of zero counts as zero, and is left out: its root would be 1e8 times as wrong."""
+    """Leaves out variances within rounding of zero, whose roots would be 1e8 times as wrong."""
     variance, axes = torch.linalg.eigh(cov)
     there = variance > len(cov) * torch.finfo(cov.dtype).eps * variance.abs().max()
     return rearrange(variance[there].sqrt(), "r -> r 1") * axes.T[there]
@@ -96,9 +95,9 @@ def _covariance(deviations: Float64[Tensor, "n d"]) -> Float64[Tensor, "d d"]:
 
 
 class FrechetDistance(Metric):
-    """Gathers features of real and of generated pictures, `dim` wide; their distance is reported under `name`.
+    """Collects features of real and of generated pictures, `dim` wide, and computes their distance under `name`.
 
-    The features are kept and put in order, so that the distance is the same, to the bit, on any number of processes.
+    The features are kept and sorted, so that the distance is the same, to the bit, on any number of processes.
     """
 
     real: list[Tensor]
@@ -109,7 +108,6 @@ class FrechetDistance(Metric):
         super().__init__()
         self.name = name
         self.dim = dim
-        # flat: torchmetrics can gather from a process without examples only what has one dimension
         self.add_state("real", [], dist_reduce_fx="cat")
         self.add_state("generated", [], dist_reduce_fx="cat")
 
@@ -124,9 +122,8 @@ class FrechetDistance(Metric):
         return {self.name: frechet_distance(self._gathered(self.real), self._gathered(self.generated))}
 
     def _gathered(self, state: list[Tensor] | Tensor) -> Float[Tensor, "n d"]:
-        """All processes' features, whoever made them, in lexicographic order."""
-        flat = dim_zero_cat(state) if len(state) else torch.zeros(0)
-        features = rearrange(flat.cpu(), "(n d) -> n d", d=self.dim)
+        """All processes' features in lexicographic order."""
+        features = gathered(state, self.dim).cpu()
         rows, counts = features.unique(dim=0, return_counts=True) if len(features) else (features, 1)
         return rows.repeat_interleave(counts, dim=0)
 
@@ -135,20 +132,20 @@ TOLERANCE = 1e-4  # of the distance
 
 
 def frechet_by_eigenvalues(x: Moments, y: Moments) -> float:
-    """From the eigenvalues of the covariances' product, as torch-fidelity computes it.
+    """The Frechet distance from the eigenvalues of the covariances' product, as torch-fidelity computes it.
 
-    Given float64 moments: torch-fidelity's own, of float32 features, have means that are right to six digits only.
-    Loses half of the digits where a covariance is singular, as it is for fewer examples than dimensions.
+    From float64 moments: torch-fidelity's own, of float32 features, have means with six correct digits only. It loses
+    half of the digits where a covariance is singular, as it is for fewer examples than dimensions.
     """
-    theirs = ({"mu": part.mean.numpy(), "sigma": part.cov.numpy()} for part in (x, y))
-    return fid_statistics_to_metric(*theirs, verbose=False)[KEY_METRIC_FID]
+    statistics = ({"mu": part.mean.numpy(), "sigma": part.cov.numpy()} for part in (x, y))
+    return fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
 
 
 def cross_checked(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
-    """The Frechet distance by singular values, where that by eigenvalues says the same.
+    """The Frechet distance by singular values, confirmed by the one by eigenvalues.
 
-    Raises NumericalError, with both numbers and both spectra, where they are more than 1e-4 of the distance apart
-    and more than rounding can explain; ValueError as `frechet_distance`.
+    Raises NumericalError, with both numbers and both spectra, where they differ by more than 1e-4 of the distance and
+    by more than rounding explains; ValueError as `frechet_distance`.
     """
     few = min(len(x), len(y)) < x.shape[1]
     moments_x, moments_y = moments(x), moments(y)
@@ -160,17 +157,17 @@ def cross_checked(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
 
 
 def rounding(cov_x: Float64[Tensor, "d d"], cov_y: Float64[Tensor, "d d"]) -> float:
-    """What the form by eigenvalues may be wrong by: an eigenvalue of the product that is 0 comes out as eps |S_x S_y|.
+    """A bound of the rounding error by eigenvalues: d roots of eps |S_x S_y|, which eigenvalues of 0 may come out as.
 
-    Its root, d times. For 2048 Inception features that is below 0.001.
+    For 2048 Inception features it is below 0.001.
     """
     eps = torch.finfo(cov_x.dtype).eps
     return len(cov_x) * float((eps * cov_x.norm() * cov_y.norm()).sqrt())
 
 
 def disagreement(first: float, second: float, x: Moments, y: Moments) -> str:
-    told = f"two algorithms give two Frechet distances: {first!r} by singular values, {second!r} by eigenvalues"
-    return f"{told}; variances along the axes of the first set: {spectrum(x.cov)}; of the second: {spectrum(y.cov)}"
+    text = f"two algorithms give two Frechet distances: {first!r} by singular values, {second!r} by eigenvalues"
+    return f"{text}; variances along the axes of the first set: {spectrum(x.cov)}; of the second: {spectrum(y.cov)}"
 
 
 def spectrum(cov: Float64[Tensor, "d d"]) -> str:

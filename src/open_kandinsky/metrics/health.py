@@ -1,13 +1,9 @@
-"""Columns of features, gathered from all processes.
+"""Figures that show whether a training is healthy: losses by timestep, use of the codebook, a prior's embeddings.
 
-A mean a bin: the loss of the timesteps 0 to 99, of 100 to 199, and so on.
-
-How many codes of a codebook are in use.
-
-How a set of drawn embeddings lies to the set of true ones: row i of the one belongs to row i of the other.
+The functions compare drawn embeddings x with true ones y: row i of x belongs to row i of y.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +11,13 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Float32, Float64, Int
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from open_kandinsky.core.errors import UserError
+from open_kandinsky.metrics.features import chunks, gathered
 
 
 class FeatureTable(Metric):
-    """Keeps named columns of features, all `dim` wide, for figures that need a whole set at once.
+    """Collects named columns of features, all `dim` wide, for figures that need a whole set at once.
 
     4 bytes a number: 10,000 embeddings of 768 in four columns are 123 MB, in every process.
     """
@@ -31,7 +27,6 @@ class FeatureTable(Metric):
     def __init__(self, *, columns: tuple[str, ...], dim: int) -> None:
         super().__init__()
         self.columns, self.dim = columns, dim
-        # flat: torchmetrics can gather from a process without examples only what has one dimension
         for name in columns:
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -43,18 +38,15 @@ class FeatureTable(Metric):
             getattr(self, name).append(features.detach().float().flatten())
 
     def compute(self) -> Mapping[str, Float32[Tensor, "n d"]]:
-        """Every process's rows; row i belongs to one example in all columns."""
-        return {name: self._gathered(getattr(self, name)) for name in self.columns}
-
-    def _gathered(self, state: list[Tensor] | Tensor) -> Float32[Tensor, "n d"]:
-        flat = dim_zero_cat(state) if len(state) else torch.zeros(0, device=self.device)
-        return rearrange(flat, "(n d) -> n d", d=self.dim)
+        """The rows of all processes; row i belongs to the same example in all columns."""
+        return {name: gathered(getattr(self, name), self.dim).to(self.device) for name in self.columns}
 
 
 class BinnedMean(Metric):
-    """Sums and counts of values by the bin that their timestep t falls into; sums alone, so processes add up.
+    """The mean of values by bins of their timesteps: the loss of t = 0 to 99, of 100 to 199, and so on.
 
-    `bins` bins of equal width over t = 0 .. T - 1; where they do not divide T, they differ by one step.
+    `bins` bins of equal width over t = 0 .. T - 1; where they do not divide T, widths differ by one step. The states
+    are sums, so that processes add up.
     """
 
     total: Tensor
@@ -75,7 +67,7 @@ class BinnedMean(Metric):
         self.n += torch.bincount(bin_of, minlength=self.bins)
 
     def compute(self) -> dict[str, float]:
-        """first-last timestep of a bin -> its mean; bins that nothing fell into are left out."""
+        """first-last timestep of a bin -> its mean; empty bins are left out."""
         means = (self.total / self.n).tolist()
         return {name: mean for name, mean, n in zip(self.names(), means, self.n.tolist(), strict=True) if n}
 
@@ -86,7 +78,7 @@ class BinnedMean(Metric):
 
 
 class CodeUsage(Metric):
-    """Counts each code over a whole set: within one batch a large codebook always looks unused."""
+    """Counts the use of each code over a whole set: within one batch a large codebook always looks unused."""
 
     counts: Tensor
     full_state_update = False
@@ -115,9 +107,9 @@ def cosine(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> float:
 
 
 def cosine_of_others(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> float:
-    """The mean cosine of a row of `x` to every other row of `y`: what a shuffled caption has, without a shuffle's luck.
+    """The mean cosine of a row of `x` to every other row of `y`: the expected cosine after shuffling `y`.
 
-    The cosines of all pairs add up to the dot product of the sums of unit vectors, so it takes no n x n matrix.
+    The cosines of all pairs add up to the dot product of the sums of unit vectors, so no n x n matrix is needed.
     NaN for fewer than two rows.
     """
     x, y = unit(x), unit(y)
@@ -128,38 +120,35 @@ def cosine_of_others(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> float:
 def retrieval(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], k: int) -> float:
     """The share of rows of `x` whose own row of `y` is among its k nearest by cosine.
 
-    Of rows that are equally near, each is as likely to come first: if all of `y` were one vector, it would be k / n.
-    NaN where a number is NaN.
+    Rows that are equally near share their ranks: if all rows of `y` were the same, it would be k / n. NaN where a
+    number is NaN.
     """
-    nearer, equal = places(x, y)
-    found = ((k - nearer).double() / equal).clamp(0, 1)
-    return float(found.where(equal > 0, torch.nan).mean())
+    nearer, equal = ranks(x, y)
+    within_k = ((k - nearer).double() / equal).clamp(0, 1)
+    return float(within_k.where(equal > 0, torch.nan).mean())
 
 
-def places(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
-    """For each row of `x`: how many rows of `y` are nearer than its own, and how many as near, its own included."""
+def ranks(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
+    """For each row of `x`, how many rows of `y` are nearer than its own, and how many as near, its own included."""
     x, y = unit(x), unit(y)
     nearer, equal = (torch.zeros(len(x), dtype=torch.long, device=x.device) for _ in range(2))
-    for part in spans(len(x), CHUNK):
+    for part in chunks(len(x), CHUNK):
         similarity = x[part] @ y.T
-        own = rearrange(similarity[:, part].diagonal(), "n -> n 1")
-        nearer[part], equal[part] = (similarity > own + SAME).sum(1), ((similarity - own).abs() <= SAME).sum(1)
+        matched = rearrange(similarity[:, part].diagonal(), "n -> n 1")
+        nearer[part] = (similarity > matched + SAME).sum(1)
+        equal[part] = ((similarity - matched).abs() <= SAME).sum(1)
     return nearer, equal
 
 
 def norm_ratio(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> float:
-    """The mean length in `x` over the mean length in `y`: 1 where none has drifted."""
+    """The mean length in `x` over the mean length in `y`: 1 without a drift."""
     return float(x.double().norm(dim=1).mean() / y.double().norm(dim=1).mean())
 
 
 def std_ratios(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float64[Tensor, "d"]:
-    """Each dimension's standard deviation in `x` over that in `y`: below 1 where the drawn are too much alike."""
+    """Each dimension's standard deviation in `x` over that in `y`: below 1 if drawn embeddings vary too little."""
     return x.double().std(0) / y.double().std(0)
 
 
 def unit(x: Float[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
     return F.normalize(x.double(), dim=1)
-
-
-def spans(n: int, chunk: int) -> Iterator[slice]:
-    return (slice(start, min(start + chunk, n)) for start in range(0, n, chunk))

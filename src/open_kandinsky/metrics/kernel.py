@@ -16,14 +16,14 @@ SIGMA, SCALE = 10.0, 1000.0  # CMMD's: the kernel's width, and what the square i
 
 
 class KID(NamedTuple):
-    """Mean over the subsets, slightly below 0 where the sets do not differ; standard deviation of the subsets."""
+    """Mean over the subsets, which may be slightly below 0 for equal sets, and standard deviation of the subsets."""
 
     mean: float
     std: float
 
 
 class CMMD(NamedTuple):
-    """As published, which is the biased estimate; and without the bias, which may be below 0."""
+    """The biased estimate, as published; and the unbiased one, which may be below 0."""
 
     value: float
     unbiased: float
@@ -39,25 +39,28 @@ def kid(
 ) -> KID:
     """Unbiased squared MMD with the kernel (x.y/d + 1)^3 (Binkowski et al. 2018), over subsets drawn by `seed`.
 
-    By torch-fidelity, which computes in the features' own type: float64 here, since it subtracts what nearly cancels.
+    By torch-fidelity, which computes in the features' own type: float64 here, since it subtracts nearly equal numbers.
     Raises ValueError for features that are not finite and for sets smaller than a subset.
     """
     fewest = min(len(real), len(generated))
     if not 2 <= subset_size <= fewest:
-        told = f"KID draws subsets of {subset_size} without replacement, from {len(real)} real and {len(generated)}"
-        raise UserError(f"{told} generated; give subset_size between 2 and {fewest}, and name it beside the number")
+        sizes = f"{len(real)} real and {len(generated)} generated"
+        raise UserError(
+            f"KID draws subsets of {subset_size} without replacement, from {sizes}; "
+            f"give subset_size between 2 and {fewest}, and name it beside the number"
+        )
     sets = (finite(features, "KID").detach().cpu().double() for features in (generated, real))
-    given = {"kid_subsets": subsets, "kid_subset_size": subset_size, "rng_seed": seed, "verbose": False}
-    score = kid_features_to_metric(*sets, **given)
+    options = {"kid_subsets": subsets, "kid_subset_size": subset_size, "rng_seed": seed, "verbose": False}
+    score = kid_features_to_metric(*sets, **options)
     return KID(score[KEY_METRIC_KID_MEAN], score[KEY_METRIC_KID_STD])
 
 
 def cmmd(real: Float[Tensor, "n d"], generated: Float[Tensor, "m d"], *, chunk: int = 4096) -> CMMD:
     """1000 times the squared MMD of CLIP embeddings of length 1, Gaussian kernel, sigma 10 (Jayasumana et al. 2024).
 
-    The paper calls its estimate unbiased; its code keeps every example's kernel with itself, and so do the published
-    numbers and `value`. What is summed is the kernel less 1: kernels lie in [0.98, 1], and what they have in common
-    would cancel. Products are float32, sums float64; `chunk` bounds the memory and moves the last digits only.
+    The paper calls its estimate unbiased; its code includes every example's kernel with itself, and so do the published
+    numbers and `value`. The kernel less 1 is summed: kernels lie in [0.98, 1], and their common 1 would cancel.
+    Products are float32, sums float64; `chunk` bounds the memory and changes the last digits only.
     Raises ValueError for embeddings that are not finite and for fewer than 2 of them.
     """
     n, m = len(real), len(generated)

@@ -1,7 +1,9 @@
-"""Precision, recall, density and coverage: whose features lie within reach of the other set's nearest neighbours."""
+"""Precision, recall, density and coverage, from nearest neighbours of features.
 
-from collections.abc import Iterator
-from itertools import combinations_with_replacement
+An example's ball reaches to its k-th nearest neighbour in its own set.
+"""
+
+from itertools import combinations_with_replacement, product
 from typing import NamedTuple
 
 import torch
@@ -10,7 +12,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from open_kandinsky.core.errors import UserError
-from open_kandinsky.metrics.features import finite
+from open_kandinsky.metrics.features import chunks, finite
 
 
 class Neighbours(NamedTuple):
@@ -25,25 +27,25 @@ class Neighbours(NamedTuple):
 def neighbours(
     real: Float[Tensor, "n d"], generated: Float[Tensor, "m d"], *, k: int = 3, chunk: int = 4096
 ) -> Neighbours:
-    """An example's ball reaches to its k-th nearest neighbour in its own set, itself left out.
+    """All four figures of a set of generated features against a set of real ones.
 
     Precision and recall are published at k = 3, density and coverage at k = 5. `chunk` bounds the memory.
-    Distances are float32, of features less the generated ones' mean: far from the origin float32 leaves little of a
-    distance. Raises ValueError for features that are not finite and for sets without k neighbours.
+    Distances are float32, from features less the generated ones' mean, since float32 is too coarse far from the origin.
+    Raises ValueError for features that are not finite and for sets without k neighbours.
     """
     if min(len(real), len(generated)) <= k:
-        told = f"{len(real)} real and {len(generated)} generated examples have no {k}-th neighbour"
-        raise UserError(f"{told}; it takes {k + 1} of each: give more, or a smaller k")
+        counts = f"{len(real)} real and {len(generated)} generated examples"
+        raise UserError(f"{counts} have no {k}-th neighbour; it takes {k + 1} of each: give more, or a smaller k")
     x, y = (finite(part, "precision").detach().cpu() for part in (real, generated))
     origin = y.mean(0)
     x, y = (x - origin).float(), (y - origin).float()
-    return counted(x, y, reach(x, k, chunk), reach(y, k, chunk), k, chunk)
+    return count_balls(x, y, squared_radii(x, k, chunk), squared_radii(y, k, chunk), k, chunk)
 
 
-def reach(x: Float32[Tensor, "n d"], k: int, chunk: int) -> Float32[Tensor, "n"]:
-    """Squared distances to each example's k-th nearest neighbour in its set; each pair of chunks is met once."""
+def squared_radii(x: Float32[Tensor, "n d"], k: int, chunk: int) -> Float32[Tensor, "n"]:
+    """Squared distance of each example to its k-th nearest neighbour, itself left out."""
     nearest = torch.full((len(x), k), torch.inf)
-    for i, j in combinations_with_replacement(spans(len(x), chunk), 2):
+    for i, j in combinations_with_replacement(chunks(len(x), chunk), 2):
         apart = squared_distances(x[i], x[j])
         if i == j:
             apart.fill_diagonal_(torch.inf)
@@ -53,24 +55,24 @@ def reach(x: Float32[Tensor, "n d"], k: int, chunk: int) -> Float32[Tensor, "n"]
     return nearest.amax(1)
 
 
-def counted(
+def count_balls(
     x: Float32[Tensor, "n d"],
     y: Float32[Tensor, "m d"],
-    reach_x: Float32[Tensor, "n"],
-    reach_y: Float32[Tensor, "m"],
+    radii_x: Float32[Tensor, "n"],
+    radii_y: Float32[Tensor, "m"],
     k: int,
     chunk: int,
 ) -> Neighbours:
-    """All four from one pass over the distances between the two sets."""
+    """All four figures from one pass over the distances between the two sets; `radii` are squared."""
     good, varied, covered = (torch.zeros(len(part), dtype=torch.bool) for part in (y, x, x))
     balls = 0
-    for i, j in ((i, j) for i in spans(len(x), chunk) for j in spans(len(y), chunk)):
+    for i, j in product(chunks(len(x), chunk), chunks(len(y), chunk)):
         apart = squared_distances(x[i], y[j])
-        in_real = apart <= rearrange(reach_x[i], "n -> n 1")
+        in_real = apart <= rearrange(radii_x[i], "n -> n 1")
         balls += int(in_real.sum())
         good[j] |= in_real.any(0)
         covered[i] |= in_real.any(1)
-        varied[i] |= (apart <= reach_y[j]).any(1)
+        varied[i] |= (apart <= radii_y[j]).any(1)
     precision, recall, coverage = (float(part.double().mean()) for part in (good, varied, covered))
     return Neighbours(precision, recall, balls / (k * len(y)), coverage)
 
@@ -80,12 +82,8 @@ def squared_distances(a: Float32[Tensor, "n d"], b: Float32[Tensor, "m d"]) -> F
     return torch.addmm(norm_b, a, b.T, alpha=-2).add_(rearrange(norm_a, "n -> n 1")).clamp_min_(0)
 
 
-def smallest(known: Float32[Tensor, "n k"], more: Float32[Tensor, "n m"]) -> Float32[Tensor, "n k"]:
-    """The k smallest numbers of every row, of `known` and `more` together."""
-    k = known.shape[1]
-    found = more.contiguous().topk(min(k, more.shape[1]), dim=1, largest=False).values
-    return torch.cat([known, found], 1).topk(k, dim=1, largest=False).values
-
-
-def spans(n: int, chunk: int) -> Iterator[slice]:
-    return (slice(start, min(start + chunk, n)) for start in range(0, n, chunk))
+def smallest(nearest: Float32[Tensor, "n k"], more: Float32[Tensor, "n m"]) -> Float32[Tensor, "n k"]:
+    """The k smallest numbers of every row of `nearest` and `more` together."""
+    k = nearest.shape[1]
+    smallest_more = more.contiguous().topk(min(k, more.shape[1]), dim=1, largest=False).values
+    return torch.cat([nearest, smallest_more], 1).topk(k, dim=1, largest=False).values

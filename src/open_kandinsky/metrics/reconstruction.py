@@ -1,4 +1,4 @@
-"""How much of a picture an autoencoder gives back."""
+"""PSNR, SSIM and L1 between pictures and their reconstructions by an autoencoder."""
 
 import torch
 from einops import reduce
@@ -13,8 +13,8 @@ FIGURES = ("psnr", "ssim", "l1")
 def reconstruction(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> dict[str, Float[Tensor, "b"]]:
     """PSNR in dB, SSIM and mean absolute error of each picture `x` against `y`, both float [-1, 1].
 
-    `x` is clamped as it would be when saved, and both are taken to [0, 1]: the data range is 1. The PSNR is a picture's
-    own (infinite where nothing differs). SSIM has a Gaussian window, 11 wide with sigma 1.5 (Wang et al. 2004).
+    `x` is clamped as it would be when saved, and both are taken to [0, 1]: the data range is 1. The PSNR is of each
+    picture (infinite for equal ones). SSIM has a Gaussian window, 11 wide with sigma 1.5 (Wang et al. 2004).
     """
     x, y = (x.float().clamp(-1, 1) + 1) / 2, (y.float() + 1) / 2
     ssim = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
@@ -27,9 +27,9 @@ def reconstruction(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> 
 
 
 class ReconstructionMetric(Metric):
-    """The mean over pictures of each picture's PSNR, SSIM and L1, with data range 1; sums alone, so processes add up.
+    """The means of all pictures' PSNR, SSIM and L1, with data range 1. The states are sums, so that processes add up.
 
-    A mean of PSNRs is not the PSNR of the mean error: it is the higher of the two.
+    A mean of PSNRs is higher than the PSNR of the mean error.
     """
 
     total: Tensor

@@ -1,6 +1,6 @@
-"""Masks of the toy set's shapes: blobs cut out of a picture, and the rendered templates they are compared with.
+"""Reads the toy set's pictures by rule, without learning, and says whether they show their captions.
 
-Reads the toy set's pictures by rule and says whether they show what their captions say. Nothing here is learned.
+A picture is cut into blobs, and each blob is compared with rendered templates of every shape at many sizes.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ Mask = Bool[np.ndarray, "h w"]
 
 @runtime_checkable
 class WorldLike(Protocol):
-    """The vocabularies (colours are RGB in [0, 255]) and the pictures of shapes; `size` and radii in pixels."""
+    """A toy world: its vocabularies (colours are RGB in [0, 255]) and rendered shapes; `size` and radii in pixels."""
 
     @property
     def size(self) -> int: ...
@@ -41,15 +41,17 @@ class WorldLike(Protocol):
 
 
 class Templates:
-    """Soft masks of every shape at many radii, laid so that their centroids are at most a pixel off the middle."""
+    """Soft masks of every shape at many radii, with centroids within a pixel of the middle."""
 
     def __init__(self, world: WorldLike) -> None:
         radii = [world.radius(size) for size in world.sizes]
         radii = np.geomspace(0.85 * min(radii), 1.15 * max(radii), 12)
         shifts = list(product((-1 / 3, 0, 1 / 3), repeat=2))
-        self.keys = [(shape, float(r), self.lean(world, shape, r)) for shape in world.shapes for r in radii]
+        self.keys = [(shape, float(r), self.centroid_offset(world, shape, r)) for shape in world.shapes for r in radii]
         masks = [
-            world.template(shape, r, (x - lean[0], y - lean[1])) for shape, r, lean in self.keys for x, y in shifts
+            world.template(shape, r, (x - offset[0], y - offset[1]))
+            for shape, r, offset in self.keys
+            for x, y in shifts
         ]
         self.masks = np.stack(masks).reshape(len(masks), -1).astype(np.float32)
         self.power = (self.masks**2).sum(1)
@@ -57,8 +59,8 @@ class Templates:
         self.smallest = float(self.masks.sum(1).min())
 
     @staticmethod
-    def lean(world: WorldLike, shape: str, radius: float) -> Point:
-        """From the shape's own centre to its centroid, (x, y) in pixels: a triangle's is low."""
+    def centroid_offset(world: WorldLike, shape: str, radius: float) -> Point:
+        """From a shape's centre to its centroid, (x, y) in pixels: a triangle's is lower."""
         x, y = centroid(world.template(shape, radius, (0.0, 0.0)))
         return x - world.size / 2, y - world.size / 2
 
@@ -68,13 +70,13 @@ class Templates:
         flat = centred(mask, centre).flatten()
         overlap = self.masks @ flat
         fit = overlap / (self.power + flat @ flat - overlap)
-        at = int(fit.argmax())
-        shape, radius, lean = self.keys[at // self.shifts]
-        return shape, radius, (centre[0] - lean[0], centre[1] - lean[1]), float(fit[at])
+        best = int(fit.argmax())
+        shape, radius, offset = self.keys[best // self.shifts]
+        return shape, radius, (centre[0] - offset[0], centre[1] - offset[1]), float(fit[best])
 
 
 def components(foreground: Mask, *, smallest: float) -> list[Mask]:
-    """The connected parts of at least `smallest` pixels, largest first."""
+    """The connected components of at least `smallest` pixels, largest first."""
     labels = np.zeros(foreground.shape, dtype=np.int32)
     ndimage.label(foreground, output=labels)
     areas = np.bincount(labels.ravel())[1:]
@@ -83,7 +85,7 @@ def components(foreground: Mask, *, smallest: float) -> list[Mask]:
 
 
 def core(blob: Mask) -> Mask:
-    """The blob without its blurred rim, or all of a blob that is nothing but rim."""
+    """The blob without its blurred rim; all of a blob that is only rim."""
     inside = ndimage.binary_erosion(blob)
     return inside if inside.any() else blob
 
@@ -91,34 +93,35 @@ def core(blob: Mask) -> Mask:
 def soft_mask(
     pixels: Float32[np.ndarray, "h w 3"], background: Float32[np.ndarray, "3"], colour: np.ndarray, blob: Mask
 ) -> Float32[np.ndarray, "h w"]:
-    """How far each pixel in and around the blob has gone from the background's colour to the blob's, in [0, 1]."""
-    way = (colour - background).astype(np.float32)
-    alpha = ((pixels - background) @ way / max(float(way @ way), 1.0)).clip(0, 1)
+    """Opacity of the blob's colour over the background's for each pixel in and around the blob, in [0, 1]."""
+    difference = (colour - background).astype(np.float32)
+    alpha = ((pixels - background) @ difference / max(float(difference @ difference), 1.0)).clip(0, 1)
     return alpha * ndimage.binary_dilation(blob, iterations=2)
 
 
 def centroid(mask: np.ndarray) -> Point:
     """The mask's centre of mass, (x, y) in pixels; its middle if it is empty."""
-    at = np.arange(mask.shape[0]) + 0.5
-    total = float(mask.sum())
-    return (float(mask.sum(0) @ at) / total, float(mask.sum(1) @ at) / total) if total else (at.mean(), at.mean())
+    position, total = np.arange(mask.shape[0]) + 0.5, float(mask.sum())
+    if not total:
+        return position.mean(), position.mean()
+    return float(mask.sum(0) @ position) / total, float(mask.sum(1) @ position) / total
 
 
 def centred(mask: np.ndarray, centre: Point) -> np.ndarray:
-    """The mask moved by whole pixels so that `centre` comes within half a pixel of the middle."""
+    """The mask shifted by whole pixels so that `centre` is within half a pixel of the middle."""
     size = mask.shape[0]
     x, y = (round(c) for c in centre)
     return np.pad(mask, size // 2)[y : y + size, x : x + size]
 
 
 ATTRIBUTES = ("count", "shape", "colour", "size", "relation", "background", "all")
-KINDS = {1: "all_single", 2: "all_pair"}  # by the number of things in the scene
-FIGURES = (*ATTRIBUTES, *KINDS.values())
+ALL_BY_COUNT = {1: "all_single", 2: "all_pair"}  # by the number of things in the scene
+FIGURES = (*ATTRIBUTES, *ALL_BY_COUNT.values())
 
 
 @runtime_checkable
 class ThingLike(Protocol):
-    """One object's attributes; an empty size is not asked about."""
+    """One object's attributes; an empty size is not judged."""
 
     @property
     def shape(self) -> str: ...
@@ -130,7 +133,7 @@ class ThingLike(Protocol):
 
 @runtime_checkable
 class SceneLike(Protocol):
-    """What a picture should show; an empty relation is not asked about."""
+    """What a picture should show; an empty relation is not judged."""
 
     @property
     def things(self) -> Sequence[ThingLike]: ...
@@ -141,7 +144,7 @@ class SceneLike(Protocol):
 
 
 class ShapesOracle:
-    """Reads scenes off pictures of `world`. A blob whose best template fits worse than `fit` has the shape "none"."""
+    """Reads scenes from pictures of `world`. A blob whose best template fits worse than `fit` has the shape "none"."""
 
     def __init__(self, world: WorldLike, *, fit: float = 0.75) -> None:
         self.world = world
@@ -154,19 +157,20 @@ class ShapesOracle:
     def read(self, image: UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "h w 3"]) -> dict:
         """`things` (shape, colour, size, centre (x, y), fit; largest first), `relation` of the first two, `background`.
 
-        The size is empty unless the thing is alone, the relation is empty unless there are two or more.
+        The size is empty unless there is one thing only, the relation unless there are two or more.
         """
         pixels = np.asarray(image.cpu() if isinstance(image, Tensor) else image).astype(np.float32)
         nearest = self.nearest(pixels)
         background = int(np.bincount(border(nearest)).argmax())
         foreground = nearest != background
         blobs = components(foreground, smallest=self.templates.smallest / 4)
-        seen = [self.thing(pixels, self.palette[background], blob, foreground & ~blob) for blob in blobs]
-        things: list[dict] = [thing | {"size": thing["size"] if len(blobs) == 1 else ""} for thing in seen]
+        things = [self.thing(pixels, self.palette[background], blob, foreground & ~blob) for blob in blobs]
+        if len(things) > 1:
+            things = [thing | {"size": ""} for thing in things]
         return {"things": things, "relation": self.related(things), "background": self.names[background]}
 
     def judge(self, image: UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "h w 3"], scene: SceneLike) -> dict[str, bool]:
-        """Whether the picture shows each attribute that the scene has, and "all" of them."""
+        """For each attribute of the scene, and for "all" of them, whether the picture shows it."""
         read = self.read(image)
         things = self.matched(read["things"], scene)
         pairs = list(zip(things, scene.things, strict=False))
@@ -184,7 +188,7 @@ class ShapesOracle:
         return right | {"all": all(right.values())}
 
     def matched(self, things: Sequence[dict], scene: SceneLike) -> Sequence[dict]:
-        """The things in the scene's order: the one that gets most attributes right, then the relation."""
+        """The things in the order in which most attributes are right, or of equal ones the relation."""
 
         def agreement(order: Sequence[dict]) -> tuple[int, bool]:
             pairs = zip(order, scene.things, strict=False)
@@ -195,16 +199,16 @@ class ShapesOracle:
         return max(permutations(largest, min(len(largest), len(scene.things))), key=agreement)
 
     def related(self, things: Sequence[dict]) -> str:
-        """The relation of the first thing to the second; empty where there are not two."""
+        """The relation of the first thing to the second; empty for fewer than two."""
         return self.relation(things[0]["centre"], things[1]["centre"]) if len(things) > 1 else ""
 
     def relation(self, first: Point, second: Point) -> str:
-        """The relation whose direction is nearest to that from the second centre to the first."""
-        way = np.subtract(first, second)
-        return max(self.world.relations, key=lambda name: float(np.dot(self.world.relations[name], way)))
+        """The relation whose direction is nearest to the one from the second centre to the first."""
+        direction = np.subtract(first, second)
+        return max(self.world.relations, key=lambda name: float(np.dot(self.world.relations[name], direction)))
 
     def thing(self, pixels: np.ndarray, background: np.ndarray, blob: Mask, rest: Mask) -> dict:
-        """Name one blob's attributes; `rest` is what else lies before the background."""
+        """The attributes of one blob; `rest` is the foreground without it."""
         colour = np.median(pixels[core(blob)], axis=0)
         shape, radius, centre, fit = self.templates.best(soft_mask(pixels, background, colour, blob) * ~rest)
         return {
@@ -216,7 +220,7 @@ class ShapesOracle:
         }
 
     def nearest(self, colours: Float32[np.ndarray, "*n 3"]) -> Int[np.ndarray, "*n"]:
-        """The index of each colour's nearest in the palette."""
+        """The index of the palette's nearest colour to each colour."""
         distance = (self.palette**2).sum(1) - 2 * colours @ self.palette.T
         return distance.argmin(-1)
 
@@ -227,32 +231,32 @@ def border(image: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "n"]:
 
 
 class CaptionAccuracy(Metric):
-    """The share of pictures that show their scenes, attribute by attribute; counts alone, so processes add up."""
+    """The share of pictures that show their scenes, by attribute. The states are counts, so that processes add up."""
 
     right: Tensor
-    asked: Tensor
+    judged: Tensor
 
     def __init__(self, *, oracle: ShapesOracle) -> None:
         super().__init__()
         self.oracle = oracle
         self.add_state("right", torch.zeros(len(FIGURES), dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("asked", torch.zeros(len(FIGURES), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("judged", torch.zeros(len(FIGURES), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, images: UInt8[Tensor, "b 3 h w"], scenes: Sequence[SceneLike]) -> None:
         """Read each picture and judge it against its scene. Raises ValueError where their numbers differ."""
-        right, asked = Counter(), Counter()
+        right, judged = Counter(), Counter()
         for image, scene in zip(rearrange(images.cpu(), "b c h w -> b h w c"), scenes, strict=True):
-            judged = self.oracle.judge(image, scene)
-            judged[KINDS[len(scene.things)]] = judged["all"]
-            right.update(judged)
-            asked.update(judged.keys())
+            verdicts = self.oracle.judge(image, scene)
+            verdicts[ALL_BY_COUNT[len(scene.things)]] = verdicts["all"]
+            right.update(verdicts)
+            judged.update(verdicts.keys())
         self.right += self.right.new_tensor([right[name] for name in FIGURES])
-        self.asked += self.asked.new_tensor([asked[name] for name in FIGURES])
+        self.judged += self.judged.new_tensor([judged[name] for name in FIGURES])
 
     def compute(self) -> dict[str, float]:
-        """Each attribute's share where it was asked about, "all"'s standard error, and the number of pictures "n"."""
-        counts = zip(FIGURES, self.right.tolist(), self.asked.tolist(), strict=True)
-        share = {name: right / asked for name, right, asked in counts if asked}
-        n = int(self.asked[FIGURES.index("all")])
+        """The share of each attribute that was judged, the standard error of "all", and the number of pictures "n"."""
+        counts = zip(FIGURES, self.right.tolist(), self.judged.tolist(), strict=True)
+        share = {name: right / judged for name, right, judged in counts if judged}
+        n = int(self.judged[FIGURES.index("all")])
         error = (share["all"] * (1 - share["all"]) / n) ** 0.5 if n else float("nan")
         return share | {"all_se": error, "n": n}

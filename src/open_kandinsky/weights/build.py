@@ -1,12 +1,12 @@
-"""What may be built of a config that comes with weights: networks, schedules and parameterisations of a closed list.
+"""Builds what a config that comes with weights describes: networks, schedules, parameterisations of a closed list.
 
-Somebody else may have written the config. So nothing is imported by a name that it gives, values are plain, and a
-network is first built without memory, which ends as soon as it is larger than the files that are to fill it.
+Somebody else may have written the config. So only classes listed here are built, from plain values, and a network is
+first built without memory, which is given up as soon as it is larger than its files of weights.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from math import isfinite
 from pkgutil import resolve_name
 from typing import Any
@@ -50,57 +50,56 @@ TENSORS = 20_000  # parameters of a network; Kandinsky's largest has 1,135
 
 
 def part_of(config: Mapping[str, Any]) -> str | None:
-    """The part of a system that a stage's config is of, by its network; None where it is of none."""
+    """The part of a system that a stage's config describes, by its network; None for another network."""
     target = config["stage"]["network"].get("_target_")
     return next((part for part, targets in PARTS.items() if target in targets), None)
 
 
 def network(part: str, node: Any, *, elements: int, where: str) -> nn.Module:
-    """A part's network whose parameters hold no memory; buffers are made.
+    """A part's network with parameters on the meta device and real buffers.
 
-    ValueError where it would have more than `elements` numbers, the size of the files that are to fill it.
+    ValueError where it would have more than `elements` numbers, the size in bytes of its files of weights.
     """
-    targets = PARTS[part]
     with torch.device("meta"), limited(elements, where):
-        made(node, targets, where)
+        build(node, PARTS[part], where)
     with parameters_on_meta():
-        return made(node, targets, where)
+        return build(node, PARTS[part], where)
 
 
 def schedule(node: Any, where: str) -> Tensor:
-    """alpha_bar of each timestep."""
+    """The table of alpha_bar that a config describes."""
     T = node.get("T") if isinstance(node, Mapping) else None
     if T is not None and (not isinstance(T, int) or not 1 <= T <= LONGEST):
         raise UserError(f"{where}: stage.alpha_bar.T is {T}; a schedule has 1 to {LONGEST:,} timesteps")
-    return made(node, SCHEDULES, where)
+    return build(node, SCHEDULES, where)
 
 
 def parameterisation(node: Any, where: str) -> Any:
-    return made(node, PARAMETERISATIONS, where)
+    return build(node, PARAMETERISATIONS, where)
 
 
-def made(node: Any, targets: tuple[str, ...], where: str) -> Any:
-    """The object that a node describes. ValueError for one that is not listed, and for arguments that do not fit."""
+def build(node: Any, targets: tuple[str, ...], where: str) -> Any:
+    """The object that a config node describes. ValueError for a class that is not listed, and for wrong arguments."""
     target = node.get("_target_") if isinstance(node, Mapping) else node
     if target not in targets:
-        known = ", ".join(name.rpartition(".")[2] for name in targets)
-        raise UserError(f"{where}: refused to build {target!r}; here it may be {known}")
-    given = {name: value for name, value in node.items() if name != "_target_"}
-    make = resolve_name(str(target))
-    arguments = {name: argument(name, value, where) for name, value in given.items()}
+        names = ", ".join(name.rpartition(".")[2] for name in targets)
+        raise UserError(f"{where}: refused to build {target!r}; here it may be {names}")
+    constructor = resolve_name(str(target))
+    arguments = {name: argument(name, value, where) for name, value in node.items() if name != "_target_"}
     try:
-        inspect.signature(make).bind(**arguments)
-        return make(**arguments)
+        inspect.signature(constructor).bind(**arguments)
+        return constructor(**arguments)
     except TooLarge:
         raise
-    except Exception as error:  # of numbers that cannot be, constructors make nearly anything
-        told = " ".join(str(error).split())[:300]
-        raise UserError(f"{where}: its config does not make a {target.rpartition('.')[2]}: {told}") from error
+    except Exception as error:  # for impossible numbers constructors raise nearly anything
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"{where}: its config does not make a {target.rpartition('.')[2]}: {text}") from error
 
 
 def argument(name: str, value: Any, where: str) -> Any:
+    """A constructor's argument: an object of NESTED, a mapping of SIZES, or a plain value."""
     if name in NESTED:
-        return made(value, NESTED[name], where)
+        return build(value, NESTED[name], where)
     if name in SIZES and isinstance(value, Mapping):
         if stray := sorted(map(str, value.keys() - SIZES[name])):
             raise UserError(f"{where}: {name}.{stray[0]} is none of {', '.join(sorted(SIZES[name]))}")
@@ -109,7 +108,7 @@ def argument(name: str, value: Any, where: str) -> Any:
 
 
 def plain(name: str, value: Any, where: str) -> Any:
-    """A number, a truth value, nothing, or a list of these; one of TEXTS is a text."""
+    """The value. ValueError unless it is a number, a truth value, None, or a list of these; TEXTS may be strings."""
     if isinstance(value, list):
         return [plain(name, one, where) for one in value]
     is_number = isinstance(value, int | float) and abs(value) < 1e12 and isfinite(value)
@@ -119,36 +118,39 @@ def plain(name: str, value: Any, where: str) -> Any:
 
 
 class TooLarge(UserError):
-    """A network that is larger than the files that are to fill it."""
+    """A network with more numbers than its files of weights have bytes."""
+
+
+ParameterHook = Callable[[nn.Module, str, nn.Parameter | None], Any]
 
 
 @contextmanager
-def limited(elements: int, where: str) -> Iterator[None]:
-    """TooLarge as soon as modules that are made meanwhile have more parameters, or more numbers in them."""
+def parameter_hook(hook: ParameterHook) -> Iterator[None]:
+    """Call `hook` with every parameter that a module registers within the block."""
+    handle = register_module_parameter_registration_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def limited(elements: int, where: str) -> AbstractContextManager[None]:
+    """TooLarge as soon as the modules built within the block have too many parameters, or numbers in them."""
     left = {"elements": elements, "tensors": TENSORS}
 
-    def counted(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         left["elements"] -= 0 if parameter is None else parameter.numel()
         left["tensors"] -= 1
         if min(left.values()) < 0:
             raise TooLarge(f"{where}: its config asks for a network larger than its weights, {elements:,} bytes")
 
-    hook = register_module_parameter_registration_hook(counted)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return parameter_hook(count)
 
 
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Modules that are made meanwhile hold no memory for parameters, which somebody else fills; buffers are made."""
+def parameters_on_meta() -> AbstractContextManager[None]:
+    """Modules built within the block have parameters without memory, to be loaded later; buffers are real."""
 
-    def emptied(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
+    def emptied(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         return None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=False)
 
-    hook = register_module_parameter_registration_hook(emptied)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return parameter_hook(emptied)

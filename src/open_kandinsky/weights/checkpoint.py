@@ -1,9 +1,11 @@
-"""A checkpoint of sharded training: a folder, to which each process wrote what it held (torch.distributed.checkpoint).
+"""Checkpoints of our trainings: a file by Lightning or, of a sharded training, a folder.
 
-`meta.pt` is what belongs to no process, as Lightning writes it; the rest is read by any number of processes.
-`checksums.json`, written last, has the CRC-32 of each file, against damage and not against malice.
+To a folder each process writes its shards (torch.distributed.checkpoint), and any number of processes can read them.
+`.metadata` is the index of the shards: a pickle, of which only plain descriptions are read. `meta.pt` is the rest of
+Lightning's checkpoint. `checksums.json`, written last, has the CRC-32 of each file, against damage and not against
+malice.
 
-A checkpoint of a training of ours, a file or a folder: the network as it was after a step, and its average.
+`raw`, `ema` and `usual` take the network's weights, or their average, from either kind.
 """
 
 import io
@@ -30,8 +32,8 @@ from open_kandinsky.weights import store
 from open_kandinsky.weights.part import Picked
 
 META, INDEX, CHECKSUMS = "meta.pt", ".metadata", "checksums.json"
-# What an index is made of: descriptions of tensors. It is a pickle, and torch would call whatever else it names.
-KNOWN = {
+# The classes of an index, which describe tensors. It is a pickle, and torch would call anything else that it names.
+INDEX_CLASSES = {
     *(("torch.distributed.checkpoint.metadata", f"{kind}StorageMetadata") for kind in ("Tensor", "Chunk", "Bytes")),
     *(("torch.distributed.checkpoint.metadata", name) for name in ("Metadata", "TensorProperties", "MetadataIndex")),
     *(("torch.distributed.checkpoint.metadata", name) for name in ("StorageMeta", "_MEM_FORMAT_ENCODING")),
@@ -41,28 +43,28 @@ KNOWN = {
 DTYPES = {str(dtype).removeprefix("torch.") for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 
 
-class Descriptions(pickle.Unpickler):
-    """Reads an index that names nothing but what it should: a subclass is the one way that pickle has for it."""
+class IndexUnpickler(pickle.Unpickler):
+    """Refuses other classes than an index needs."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in KNOWN and not (module == "torch" and name in DTYPES):
+        if (module, name) not in INDEX_CLASSES and not (module == "torch" and name in DTYPES):
             raise pickle.UnpicklingError(f"it would call {module}.{name}")
         return super().find_class(module, name)
 
 
 class PlainValues(DefaultLoadPlanner):
-    """Takes tensors and plain values: torch's own planner unpickles whatever else an entry may hold."""
+    """Loads tensors and plain values only: torch's own planner unpickles anything."""
 
     def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
         set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], plain(value))
 
 
 class PlainTree(PlainValues, _EmptyStateDictLoadPlanner):
-    """The same, of everything below some names."""
+    """As PlainValues, for all entries below the names of `keys`."""
 
 
 def plain(value: io.BytesIO) -> Any:
-    """ValueError for a pickle of something else than tensors and plain values."""
+    """The content of a pickle. ValueError unless it is tensors and plain values."""
     try:
         return torch.load(value, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
@@ -70,7 +72,7 @@ def plain(value: io.BytesIO) -> Any:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a whole one is there."""
+    """Whether `path` is a whole checkpoint folder."""
     return (path / META).is_file() and (path / INDEX).is_file()
 
 
@@ -79,27 +81,27 @@ def tensor_files(path: Path) -> tuple[Path, ...]:
 
 
 def standing(path: Path) -> Path:
-    """`path`, or the one before it, where a machine stopped as the new one was about to take its place."""
-    before = aside(path)
-    return before if before.exists() and not path.exists() else path
+    """`path`, or its former content, where a machine stopped before a new one was put in its place."""
+    former = aside(path)
+    return former if former.exists() and not path.exists() else path
 
 
 def aside(path: Path) -> Path:
-    """Where a checkpoint lies while another takes its place."""
+    """The name that a checkpoint's former content has while a new one is put in its place."""
     return path.with_name(f".{path.name}.old")
 
 
 def read(path: Path, part: str) -> Any:
-    """What lies below a name (`state_dict`), whole, on the CPU; None where nothing does. ValueError as `check`."""
+    """All entries below a name (`state_dict`), unsharded, on the CPU; None if there are none. ValueError as `check`."""
     check(path)
-    found: dict[str, Any] = {}
-    with refused(path):  # as torch's own dcp_to_torch_save, but for the file
-        _load_state_dict(found, storage_reader=FileSystemReader(path), planner=PlainTree(keys={part}), no_dist=True)
-    return found.get(part)
+    state: dict[str, Any] = {}
+    with refused(path):  # as torch's own dcp_to_torch_save, which writes a file
+        _load_state_dict(state, storage_reader=FileSystemReader(path), planner=PlainTree(keys={part}), no_dist=True)
+    return state.get(part)
 
 
 def load(path: Path, part: str, into: dict[str, Any]) -> Any:
-    """`into`, with what lies below a name: by all processes, each its shards. The folder was checked."""
+    """Fill `into` with the entries below a name. All processes call this, each for its shards; `check` comes first."""
     state = {part: into}
     with refused(path):
         dcp.load(state, storage_reader=FileSystemReader(path), planner=PlainValues())
@@ -108,7 +110,7 @@ def load(path: Path, part: str, into: dict[str, Any]) -> Any:
 
 @contextmanager
 def refused(path: Path) -> Iterator[None]:
-    """ValueError for what a planner refused, which torch wraps with tracebacks."""
+    """ValueError for an entry that a planner refused, which torch wraps together with tracebacks."""
     try:
         yield
     except CheckpointException as error:
@@ -118,11 +120,12 @@ def refused(path: Path) -> Iterator[None]:
 
 
 def has(path: Path, prefix: str) -> bool:
+    """Whether any entry's name begins with `prefix`."""
     return any(name.startswith(prefix) for name in index(path).state_dict_metadata)
 
 
 def check(path: Path) -> None:
-    """ValueError where the folder is no whole checkpoint, is damaged, or holds what would run when it is read."""
+    """ValueError where the folder is not a whole checkpoint, is damaged, or would run code when it is read."""
     if not is_folder(path):
         raise UserError(f"{path}: not a whole checkpoint, which has {META} and {INDEX}; take another one")
     if wrong := damaged(path, sorted(written(path))):
@@ -131,37 +134,37 @@ def check(path: Path) -> None:
 
 
 def index(path: Path) -> Metadata:
-    """ValueError where it is damaged, or names what is none of its business."""
+    """The index of a folder's entries. ValueError where it is damaged, or would run code."""
     try:
         with open(path / INDEX, "rb") as file:
-            return Descriptions(file).load()
+            return IndexUnpickler(file).load()
     except (pickle.UnpicklingError, EOFError, IndexError, AttributeError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{path / INDEX}: damaged ({error}); take another checkpoint") from error
 
 
 def check_sizes(path: Path) -> None:
-    """ValueError for files elsewhere, entries that are transformed as they are read, and more bytes than there are."""
-    about = index(path)
-    for info in about.storage_data.values():
+    """ValueError for files in other folders, for entries that are transformed on reading, and for too many bytes."""
+    entries = index(path)
+    for info in entries.storage_data.values():
         if Path(info.relative_path).name != info.relative_path or info.transform_descriptors:
             raise UserError(
                 f"{path}: refused: an entry in {str(info.relative_path)[:100]!r}, which is no plain file here"
             )
-    tensors = [entry for entry in about.state_dict_metadata.values() if isinstance(entry, TensorStorageMetadata)]
-    asked = sum(entry.size.numel() * entry.properties.dtype.itemsize for entry in tensors)
-    there = sum(file.stat().st_size for file in tensor_files(path))
-    if asked > there:
-        raise UserError(f"{path}: refused: its index has {asked:,} bytes of tensors, and its files have {there:,}")
+    tensors = [entry for entry in entries.state_dict_metadata.values() if isinstance(entry, TensorStorageMetadata)]
+    indexed = sum(entry.size.numel() * entry.properties.dtype.itemsize for entry in tensors)
+    on_disk = sum(file.stat().st_size for file in tensor_files(path))
+    if indexed > on_disk:
+        raise UserError(f"{path}: refused: its index has {indexed:,} bytes of tensors, and its files have {on_disk:,}")
 
 
 def written(path: Path) -> Mapping[str, int]:
     """The checksum of each file as it was written; empty in folders of before version 0.2."""
     file = path / CHECKSUMS
     try:
-        found = json.loads(file.read_text()) if file.is_file() else {}
+        sums = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError:
-        return {CHECKSUMS: 0}  # which it is not
-    return found if isinstance(found, dict) else {CHECKSUMS: 0}
+        sums = None
+    return sums if isinstance(sums, dict) else {CHECKSUMS: 0}  # a checksum that the damaged file does not have
 
 
 def checksums(path: Path, names: Sequence[str]) -> dict[str, int]:
@@ -181,13 +184,13 @@ def checksum(file: Path) -> int:
 
 
 def damaged(path: Path, names: Sequence[str]) -> list[str]:
-    """Those of some files that are not as they were written."""
+    """The files among `names` that are not as they were written."""
     expected = written(path)
     return [name for name in names if checksum(path / name) != expected[name]]
 
 
 def older(path: Path) -> str:
-    """What to go on from in place of a damaged checkpoint: the newest other one beside it that is whole."""
+    """A remedy for a damaged checkpoint: to resume from the newest whole one in the same folder."""
     others = [standing(other) for other in path.parent.glob("[!.]*.ckpt") if other != path]
     for other in sorted(others, key=lambda other: other.stat().st_mtime_ns, reverse=True):
         if is_folder(other) if other.is_dir() else store.damage(other) is None:
@@ -196,7 +199,7 @@ def older(path: Path) -> str:
 
 
 def joined(path: Path) -> dict[str, Any]:
-    """As one process would have written it: Lightning's checkpoint, optimisers' states numbered and not named."""
+    """A folder as a single process would have written it: Lightning's checkpoint, optimisers' parameters by number."""
     check(path)
     meta: dict[str, Any] = torch.load(path / META, map_location="cpu", weights_only=True)
     meta["state_dict"] = read(path, "state_dict")
@@ -207,25 +210,24 @@ def joined(path: Path) -> dict[str, Any]:
 
 
 def numbered(optimizer: dict[str, Any]) -> dict[str, Any]:
-    """An optimiser's state, from parameters by name to parameters by their place in its groups."""
-    names = [name for group in optimizer["param_groups"] for name in group["params"]]
-    place = {name: at for at, name in enumerate(names)}
+    """An optimiser's state by parameters' numbers in its groups, from one by their names."""
+    place = {name: i for i, name in enumerate(name for group in optimizer["param_groups"] for name in group["params"])}
     groups = [group | {"params": [place[name] for name in group["params"]]} for group in optimizer["param_groups"]]
     return {"state": {place[name]: value for name, value in optimizer.get("state", {}).items()}, "param_groups": groups}
 
 
 def named(optimizer: dict[str, Any], names: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """An optimiser's state, from parameters by their place in its groups to the names of each group."""
+    """An optimiser's state by parameters' names, `names` for each group, from one by their numbers in its groups."""
     flat = [name for group in names for name in group]
     groups = [group | {"params": [*of]} for group, of in zip(optimizer["param_groups"], names, strict=True)]
     return {"state": {flat[place]: value for place, value in optimizer["state"].items()}, "param_groups": groups}
 
 
-NETWORK = "network."  # the stage's; an adversary lies beside it
+NETWORK = "network."  # prefix of the stage's network; a discriminator has another
 
 
 def raw(path: Path) -> Picked:
-    """The weights as they were last."""
+    """The weights after the last step."""
     state = read(path, "state_dict") if path.is_dir() else store.read_any(path)
     network = {key.removeprefix(NETWORK): x for key, x in state.items() if key.startswith(NETWORK)}
     return Picked(network, dict(Counter(key.partition(".")[0] for key in state if not key.startswith(NETWORK))))
@@ -243,7 +245,7 @@ def ema(path: Path) -> Picked:
 
 
 def usual(path: Path) -> Picked:
-    """As its run would leave it: averaged where an average was kept."""
+    """The weights that the run would end with: averaged where it keeps an average."""
     return ema(path) if averages(path) else raw(path)
 
 

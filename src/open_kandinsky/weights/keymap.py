@@ -1,8 +1,8 @@
 """Exact renaming of weights between our networks and another program's, in both directions.
 
-Rules say which of their modules (or tensors) each of ours is; a `KeyMap` is rules spelt out for one network, so that
-it knows every key and every shape of both sides. Nothing is skipped: a key that is missing, left over or of another
-shape stops the conversion.
+A rule names one of our modules (or tensors) and its counterparts; a `KeyMap` is rules spelt out for one network, so
+that it knows every key and every shape of both sides. Nothing is skipped: a key that is missing, left over or of
+another shape stops the conversion.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.suggest import nearest
-from open_kandinsky.weights.store import give_back
+from open_kandinsky.weights.store import return_freed_memory
 
 State = Mapping[str, Tensor]
 Shapes = dict[str, torch.Size]
 
 
 class Change(NamedTuple):
-    """How a tensor of ours is made of theirs, and made into theirs again."""
+    """How their tensors are joined into one of ours, and ours is split into theirs."""
 
     join: Callable[[list[Tensor]], Tensor]
     split: Callable[[Tensor], list[Tensor]]
@@ -53,7 +53,7 @@ def chain(outer: Change, inner: Change) -> Change:
 
 
 class Rule(NamedTuple):
-    """Our module or tensor and what it is of theirs."""
+    """The name of a module or tensor of ours, and the names of theirs that it is made of."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -61,7 +61,7 @@ class Rule(NamedTuple):
 
 
 class Constant(NamedTuple):
-    """Our tensor that they have no place for, since for them it never has another value."""
+    """A tensor absent from the other format, where it always has this value."""
 
     ours: str
     value: float
@@ -81,7 +81,7 @@ def under(ours: str, theirs: str, rules: Iterable[Rule]) -> list[Rule]:
 
 
 class Pair(NamedTuple):
-    """One tensor of ours, by its key, and theirs that it is made of."""
+    """A rule applied to one tensor: `like` has our shape and dtype, `theirs` the keys and shapes on the other side."""
 
     rule: Rule | Constant
     like: Tensor
@@ -106,8 +106,8 @@ class KeyMap:
         _check(theirs, self.theirs)
         return {key: _joined(pair, theirs) for key, pair in self.pairs.items()}
 
-    def taken_over(self, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`to_ours`, which empties `theirs` on its way: no more than one tensor is held twice."""
+    def to_ours_in_place(self, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As `to_ours`, and empties `theirs` on its way, so that no more than one tensor is in memory twice."""
         _check(theirs, self.theirs)
         ours = {}
         for key, pair in self.pairs.items():
@@ -115,7 +115,7 @@ class KeyMap:
             for name in pair.theirs:
                 del theirs[name]
             if len(pair.theirs) > 1:
-                give_back()  # what was joined leaves holes in the heap, too small for what comes
+                return_freed_memory()  # joined tensors leave holes in the heap, too small for the next ones
         return ours
 
     def to_theirs(self, ours: State) -> dict[str, Tensor]:
@@ -152,16 +152,16 @@ def _split(pair: Pair, ours: Tensor) -> dict[str, Tensor]:
     return {}
 
 
-def _check(given: State, expected: Shapes, named: int = 3) -> None:
-    missing = [key for key in expected if key not in given]
-    extra = [key for key in given if key not in expected]
+def _check(state: State, expected: Shapes, named: int = 3) -> None:
+    missing = [key for key in expected if key not in state]
+    extra = [key for key in state if key not in expected]
     faults = [f"missing {key!r}{_nearest(key, extra)}" for key in missing[:named]]
     faults += [f"left over {key!r}{_nearest(key, missing or expected)}" for key in extra[:named]]
     if faults:
         raise UserError(f"{len(missing)} keys missing, {len(extra)} left over: " + "; ".join(faults))
     for key, shape in expected.items():
-        if given[key].shape != shape:
-            raise UserError(f"{key!r} has shape {list(given[key].shape)}, expected {list(shape)}")
+        if state[key].shape != shape:
+            raise UserError(f"{key!r} has shape {list(state[key].shape)}, expected {list(shape)}")
 
 
 def _nearest(key: str, candidates: Iterable[str]) -> str:

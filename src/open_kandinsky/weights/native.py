@@ -1,11 +1,11 @@
 """Our own form of weights: a run's folder, one below a system's folder, or a checkpoint that a run has written.
 
-Whoever wrote a folder, its config.yaml is read as plain values: no references, no aliases, of a bounded size. What may
-be built of it is in `weights.build`.
+A config.yaml may come from anybody, so it is read as plain values: no references, no aliases, of a bounded size.
+`weights.build` lists the classes that it may name.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ Pick = Callable[[Path], Picked]
 
 
 def find(part: str, folder: Path, pick: Pick) -> Part | None:
-    """A part in our own form; None where there is none. `pick` chooses among a checkpoint's weights."""
+    """A part in our own form; None where there is none. `pick` takes the weights out of a checkpoint."""
     run = folder.parent.parent
     is_checkpoint = folder.suffix == ".ckpt" and (folder.is_file() or checkpoint.is_folder(folder))
     if is_checkpoint and (run / CONFIG).is_file():
         config = read_config(run)
-        return of_run(run, config, folder, pick, choice=True) if part_of(config, run) == part else None
+        return part_in(run, config, folder, pick, choice=True) if part_of(config, run) == part else None
     for place in (folder, folder / part):
         if (place / store.WEIGHTS).is_file() and part_of(config := read_config(place), place) == part:
             return exported(place, config)
@@ -35,7 +35,7 @@ def find(part: str, folder: Path, pick: Pick) -> Part | None:
 
 
 def part_of(config: Mapping[str, Any], folder: Path) -> str:
-    """The part of a system that a stage's config is of. ValueError for a network that may not be built."""
+    """The part of a system that a stage's config describes. ValueError for a network that may not be built."""
     part = build.part_of(config)
     if part is None:
         target = config["stage"]["network"].get("_target_")
@@ -44,27 +44,29 @@ def part_of(config: Mapping[str, Any], folder: Path) -> str:
 
 
 def exported(folder: Path, config: dict[str, Any] | None = None) -> Part:
-    """What a run's folder holds when the run has ended."""
+    """The folder of a run that has ended."""
     config = read_config(folder) if config is None else config
-    return of_run(folder, config, folder / store.WEIGHTS, lambda path: Picked(store.read(path), {}), choice=False)
+    return part_in(folder, config, folder / store.WEIGHTS, lambda path: Picked(store.read(path), {}), choice=False)
 
 
-def held(folder: Path) -> str | None:
-    """The part whose weights lie in a folder; None where there are none of ours, or they are not whole."""
+def name_of_part(folder: Path) -> str | None:
+    """The name of the part whose weights a folder holds; None where it holds none of ours, or not whole ones."""
     try:
         return build.part_of(read_config(folder)) if (folder / store.WEIGHTS).is_file() else None
     except ValueError:
         return None
 
 
-def of_run(folder: Path, config: dict[str, Any], file: Path, pick: Pick, *, choice: bool) -> Part:
+def part_in(folder: Path, config: dict[str, Any], file: Path, pick: Pick, *, choice: bool) -> Part:
+    """The part in a run's folder, with the weights that `pick` takes from `file`."""
+
     def read(like: State) -> Picked:
         state, dropped = pick(file)
         shapes, expected = ({k: v.shape for k, v in tensors.items()} for tensors in (state, like))
         wrong = sorted(k for k in expected.keys() | shapes.keys() if shapes.get(k) != expected.get(k))
         if wrong:
-            told = f"weights and config.yaml disagree on {len(wrong)} tensors, {wrong[0]!r} among them"
-            raise UserError(f"{folder}: {told}")
+            names = f"{len(wrong)} tensors, {wrong[0]!r} among them"
+            raise UserError(f"{folder}: weights and config.yaml disagree on {names}")
         return Picked(state, dropped)
 
     files = checkpoint.tensor_files(file) if file.is_dir() else (file,)
@@ -72,7 +74,7 @@ def of_run(folder: Path, config: dict[str, Any], file: Path, pick: Pick, *, choi
 
 
 def with_tokenizer(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The same, a tokenizer's folder told in full. ValueError where it is not inside of the weights' folder."""
+    """The config with an absolute path to its tokenizer, if any. ValueError for one outside of the weights' folder."""
     network = config["stage"]["network"]
     if "tokenizer" not in network:
         return config
@@ -83,7 +85,7 @@ def with_tokenizer(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What a stage's run was made with, as plain values. ValueError for what no run of ours has written."""
+    """A stage's config.yaml as plain values. ValueError for a file that no run of ours has written."""
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(f"{path}: no such file; a stage's folder holds config.yaml beside its weights")
@@ -92,9 +94,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        told = " ".join(str(error).split())[:300]
-        raise UserError(f"{path}: damaged ({told}); export the stage again") from error
-    if not isinstance(tree, dict) or not all(at(tree, *keys) for keys in (("dims",), ("stage", "network"))):
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: damaged ({text}); export the stage again") from error
+    stage = tree.get("stage") if isinstance(tree, dict) else None
+    network = stage.get("network") if isinstance(stage, dict) else None
+    if not (isinstance(network, dict) and network and isinstance(tree.get("dims"), dict) and tree["dims"]):
         raise UserError(f"{path}: no config of a stage, which has dims and stage.network")
     if not isinstance(tree.get("sampling") or {}, dict):
         raise UserError(f"{path}: sampling is {str(tree['sampling'])[:100]!r}, and no mapping")
@@ -107,15 +111,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return tree
 
 
-def at(tree: Any, *keys: str) -> Any:
-    """The mapping below some keys; None where there is none."""
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree if isinstance(tree, Mapping) else None
-
-
-def references(tree: Any) -> Any:
-    """Texts that OmegaConf would look up: in the environment, or elsewhere in the config."""
+def references(tree: Any) -> Iterator[str]:
+    """Strings that OmegaConf would look up: in the environment, or elsewhere in the config."""
     if isinstance(tree, str) and "${" in tree:
         yield tree[:100]
     for inner in [*tree.keys(), *tree.values()] if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
@@ -123,7 +120,7 @@ def references(tree: Any) -> Any:
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML of plain values, without aliases, by which a few lines stand for more than memory holds."""
+    """Loads YAML of plain values without aliases: with them a few lines can stand for more than fits into memory."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -131,7 +128,7 @@ class PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-# A number to OmegaConf, which wrote the file, and a text to YAML 1.1.
+# 1e-5 is a number to OmegaConf, which wrote the file, and a string to YAML 1.1.
 PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )

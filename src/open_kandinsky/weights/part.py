@@ -1,4 +1,4 @@
-"""One network as it was found on a disk, whoever wrote it, in our terms."""
+"""A network's weights on disk, whatever form they have, described by our configs and our names of tensors."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,44 +11,43 @@ from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights.keymap import State
 
 PARTS = ("clip", "movq", "prior", "decoder")
-FACTS = ("clip", "clip_text_width", "text_length", "latent_channels", "quantise_latents")
+SHARED_DIMS = ("clip", "clip_text_width", "text_length", "latent_channels", "quantise_latents")
 TEXT = "text"  # the decoder's own text encoder: a system may have none
-REST = "rest"  # where a mapping from parts names some: all others
+REST = "rest"  # in a mapping from parts: all parts that it does not name
 
 
 class Picked(NamedTuple):
-    """A network's tensors, and of what was left out of a file the names and how many."""
+    """A network's tensors by our names, and what its file holds besides them."""
 
     state: dict[str, Tensor]
-    dropped: dict[str, int]
+    dropped: dict[str, int]  # a name or prefix -> how many tensors
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is needed to build a network and fill it.
+    """What is needed to build a network and to load its weights.
 
-    `config` is as a run's config.yaml: `dims`, `stage.network`, and of a diffusion model `stage.alpha_bar`,
-    `stage.parameterisation` and what `sampling` is known. `read` gives the weights by our names, told ours by a state
-    dict of any values; it raises ValueError where they do not fit.
+    `config` is as a run's config.yaml: `dims`, `stage.network`, and for a diffusion model `stage.alpha_bar`,
+    `stage.parameterisation` and as much of `sampling` as is known. `read` takes a state dict of the network, whose
+    values do not matter, and returns the weights by the same names; ValueError where they do not fit.
     """
 
     folder: Path
     files: tuple[Path, ...]
     config: Mapping[str, Any]
     read: Callable[[State], Picked]
-    choice: bool = False  # whether it is a training's checkpoint, with weights and maybe their averages
+    choice: bool = False  # whether this is a training's checkpoint, which may also hold averaged weights
 
 
 def agree(parts: Mapping[str, Part]) -> None:
-    """ValueError where two parts were trained on different facts, such as CLIP's width."""
-    for fact in FACTS:
-        values = {name: part.config["dims"].get(fact) for name, part in parts.items()}
-        values = {name: value for name, value in values.items() if value is not None}
-        if len(set(values.values())) > 1:
-            seen = ", ".join(f"{name} ({parts[name].folder}) {value}" for name, value in values.items())
-            raise UserError(f"weights that do not belong together: dims.{fact} is {seen}")
+    """ValueError where two parts were trained with different numbers, such as CLIP's width."""
+    for dim in SHARED_DIMS:
+        values = {name: part.config["dims"].get(dim) for name, part in parts.items()}
+        if len(set(values.values()) - {None}) > 1:
+            each = (f"{name} ({parts[name].folder}) {n}" for name, n in values.items() if n is not None)
+            raise UserError(f"weights that do not belong together: dims.{dim} is {', '.join(each)}")
 
 
 def left_out(dropped: Mapping[str, int]) -> str:
-    """What a source holds that is no weight of the network."""
+    """A line about the tensors of a source that are no weights of the network."""
     return "left out by name: " + ", ".join(f"{name} ({count})" for name, count in dropped.items())

@@ -1,4 +1,4 @@
-"""The published weights of the networks that evaluate: found by name and hash, and fetched only where there is none."""
+"""Published weights of the networks that evaluate, found by name and hash on this machine, or else downloaded."""
 
 import os
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ TIMEOUT = 30  # seconds without a byte
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file of weights. `sha256` may be the beginning of the hash, where no more of it is published, or None."""
+    """A file of weights. `sha256` is the beginning of the hash where only that is published; None where nothing is."""
 
     file: str
     sha256: str | None
     url: str | None
     what: str
-    also: tuple[str, ...] = ()  # other names that the same file goes by
+    also: tuple[str, ...] = ()  # other names of the same file
 
 
 class FoundWeights(NamedTuple):
-    """Where weights lie, their whole hash, and whether it is the published one."""
+    """A file of weights on this machine, its whole hash, and whether that is the published one."""
 
     path: Path
     sha256: str
@@ -61,56 +61,57 @@ EVALUATORS = (INCEPTION, DINOV2, VGG16)
 
 
 def find(published: PublishedFile, folder: Path, *, accept_unknown: bool = False) -> FoundWeights:
-    """The file, in `folder`, in $EVAL_WEIGHTS_DIR or in torch's cache; fetched into `folder` if it is in none.
+    """The file in `folder`, in $EVAL_WEIGHTS_DIR or in torch's cache; downloaded into `folder` if it is in none.
 
-    Raises ValueError, which names file, hash, address and folder, where it is in none and cannot be fetched, and where
-    a file of its name has another hash, unless `accept_unknown`: then it is returned, and is not `verified`.
+    Raises ValueError, which names file, hash, address and folder, if the file cannot be downloaded, and if a file of
+    its name has another hash, unless `accept_unknown`: then it is returned, and is not `verified`.
     """
     there = [path for path in candidates(published, folder) if path.is_file()]
     if not there:
-        return fetched(published, folder)
-    found = checked(there[0], published)
-    if published.sha256 and not found.verified and not accept_unknown:
-        raise UserError(f"{found.path}: its SHA-256 is {found.sha256}, and not that of {described(published)}")
-    return found
+        return download(published, folder)
+    weights = hashed(there[0], published)
+    if published.sha256 and not weights.verified and not accept_unknown:
+        raise UserError(f"{weights.path}: its SHA-256 is {weights.sha256}, and not that of {described(published)}")
+    return weights
 
 
 def candidates(published: PublishedFile, folder: Path) -> list[Path]:
+    """The paths that the file may have, best first."""
     return [place / name for place in places(folder) for name in (published.file, *published.also)]
 
 
 def places(folder: Path) -> Sequence[Path]:
-    """Where weights are looked for, in order."""
+    """The folders in which weights are searched, in order."""
     named = os.environ.get(FOLDER)
     return [folder, *([Path(named).expanduser()] if named else []), Path(torch.hub.get_dir()) / "checkpoints"]
 
 
-def checked(path: Path, published: PublishedFile) -> FoundWeights:
+def hashed(path: Path, published: PublishedFile) -> FoundWeights:
     digest = store.sha256(path)
     return FoundWeights(path, digest, bool(published.sha256) and digest.startswith(published.sha256))
 
 
-def fetched(published: PublishedFile, folder: Path) -> FoundWeights:
-    """Whole and of the published hash, or not at all. Raises ValueError as `find`."""
+def download(published: PublishedFile, folder: Path) -> FoundWeights:
+    """The file, written whole and with the published hash, or not at all. Raises ValueError as `find`."""
     if published.url is None:
-        raise UserError(absent(published, folder, "it has no address"))
+        raise UserError(missing(published, folder, "it has no address"))
     path = folder / published.file
     try:
         with urlopen(published.url, timeout=TIMEOUT) as response, files.replacing(path) as part:
             with open(part, "wb") as file:
                 copyfileobj(response, file)
-            wrong = checked(part, published)
-            if published.sha256 and not wrong.verified:
-                raise UserError(absent(published, folder, f"what came has the SHA-256 {wrong.sha256}"))
+            weights = hashed(part, published)
+            if published.sha256 and not weights.verified:
+                raise UserError(missing(published, folder, f"what came has the SHA-256 {weights.sha256}"))
     except (OSError, HTTPException) as error:
-        raise UserError(absent(published, folder, str(error) or type(error).__name__)) from error
-    return checked(path, published)
+        raise UserError(missing(published, folder, str(error) or type(error).__name__)) from error
+    return weights._replace(path=path)
 
 
-def absent(published: PublishedFile, folder: Path, why: str) -> str:
+def missing(published: PublishedFile, folder: Path, why: str) -> str:
     looked = ", ".join(str(place) for place in places(folder))
-    told = f"{published.file} is in none of {looked}, and could not be fetched ({why})"
-    return f"{told}; put into {folder} {described(published)}"
+    text = f"{published.file} is in none of {looked}, and could not be fetched ({why})"
+    return f"{text}; put into {folder} {described(published)}"
 
 
 def described(published: PublishedFile) -> str:

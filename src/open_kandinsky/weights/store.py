@@ -1,9 +1,7 @@
-"""Memory that is free and not yet the system's.
+"""Files of weights: safetensors, and torch's pickles, from which only tensors and plain values are read.
 
-Weights on disk: safetensors, and other people's pickles, of which only tensors are read.
-
-What is written here has a checksum inside, which is compared when it is read: a disk's flipped bit is no weight. It is
-a CRC-32, against damage and not against malice.
+A file written here contains the CRC-32 of its tensors, which is compared when it is read: against damage, not against
+malice.
 """
 
 import ctypes
@@ -23,44 +21,44 @@ from torch import Tensor
 from open_kandinsky.core import files
 from open_kandinsky.core.errors import UserError
 
+WEIGHTS, CHECKSUM = "weights.safetensors", "crc32"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-def give_back() -> None:
-    """Freed memory, holes inside of the heap too, to the system: glibc keeps it otherwise. Elsewhere, nothing."""
+
+def return_freed_memory() -> None:
+    """Give freed memory back to the system, which glibc keeps for itself; does nothing elsewhere."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
-WEIGHTS, CHECKSUM = "weights.safetensors", "crc32"
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
 def write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Whole or not at all, with its checksum, unless there is other metadata. OSError names the file.
+    """Write tensors whole or not at all. OSError names the file.
 
-    Not with it: safetensors writes several entries in another order each time.
+    The metadata is the checksum, unless other metadata is given: safetensors writes several entries in random order.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     files.write_tensors(path, tensors, metadata or {CHECKSUM: f"{checksum(tensors):08x}"})
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:
-    """Of names, types, shapes and numbers."""
+    """CRC-32 of the tensors' names, types, shapes and numbers."""
     total = 0
     for name in sorted(tensors):
-        total = _checked(total, name, tensors[name])
+        total = _continued(total, name, tensors[name])
     return total
 
 
-def _checked(total: int, name: str, x: Tensor) -> int:
+def _continued(total: int, name: str, x: Tensor) -> int:
+    """The checksum of the tensors so far, and one more."""
     about = json.dumps([name, str(x.dtype), list(x.shape)]).encode()
     return zlib.crc32(x.reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(about, total))
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """ValueError if the file is not there, is cut short, or is not what was written.
+    """The tensors of a safetensors file. ValueError if it is missing, cut short, or not what was written.
 
-    The file is opened for each tensor anew: one that stays mapped is in memory beside what is made of it.
+    The file is opened anew for each tensor: a tensor that stays mapped takes memory in addition to its copy.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; weights are a folder with {WEIGHTS} and config.yaml")
@@ -69,7 +67,12 @@ def read(path: Path) -> dict[str, Tensor]:
             names, written = sorted(file.keys()), (file.metadata() or {}).get(CHECKSUM)
         state, total = {}, 0
         for name in names:
-            state[name], total = _one(path, name, total, checking=written is not None)
+            with safe_open(path, "pt") as file:
+                x = file.get_tensor(name)
+                total = _continued(total, name, x) if written is not None else total
+                # Convolutions in the layout in which they run: a later copy would leave holes in the heap.
+                state[name] = x.clone(memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
+                del x
     except SafetensorError as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); fetch or export it again") from error
     if written is not None and written != f"{total:08x}":
@@ -77,36 +80,26 @@ def read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _one(path: Path, name: str, total: int, *, checking: bool) -> tuple[Tensor, int]:
-    """A tensor, and the checksum after it.
-
-    Convolutions are laid out as they run, so that no second copy is made of them: it would leave holes in the heap.
-    """
-    with safe_open(path, "pt") as file:
-        x = file.get_tensor(name)
-        total = _checked(total, name, x) if checking else total
-        return x.clone(memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format), total
-
-
 def read_any(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a checkpoint of torch's, whose `state_dict` is taken if it has one.
+    """The tensors of a safetensors file or of a file by torch.save, of its `state_dict` if it has one.
 
     ValueError for a file that is cut short, holds no tensors by name, or would run code.
     """
     if path.suffix == ".safetensors":
         return read(path)
-    found = unpickled(path)
-    state = found.get("state_dict", found) if isinstance(found, Mapping) else None
+    content = unpickled(path)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: no state dict, which is names and their tensors; found: {type(found).__name__}")
+        raise UserError(f"{path}: no state dict, which is names and their tensors; found: {type(content).__name__}")
     return dict(state)
 
 
 def unpickled(path: Path) -> Any:
-    """What torch.save wrote, if it is made of tensors and plain values. ValueError as in `read_any`."""
+    """The content of a file by torch.save, if that is tensors and plain values. ValueError as `read_any`."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    zipped = is_zipped(path)
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"PK"  # the newer of torch's two formats, which has checksums and can be mapped
     if zipped and (wrong := damage(path)):
         raise UserError(f"{path}: {wrong}; fetch it again")
     try:
@@ -120,16 +113,10 @@ def unpickled(path: Path) -> Any:
         raise UserError(f"{path}: no whole checkpoint of torch's ({first_line(error)}); fetch it again") from error
 
 
-def is_zipped(path: Path) -> bool:
-    """Whether a file is of the newer of torch's two formats, which has checksums and can be mapped."""
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"
-
-
 def damage(path: Path) -> str | None:
-    """What is wrong with a file that torch.save wrote; None where it is as it was written.
+    """What is wrong with a file by torch.save; None where it is as it was written.
 
-    By the CRC-32 of each tensor, which torch writes and does not look at when it maps a file.
+    By the CRC-32 of each tensor, which torch writes and does not compare when it maps a file.
     """
     try:
         if not zipfile.is_zipfile(path):
@@ -148,8 +135,5 @@ def first_line(error: BaseException) -> str:
 
 
 def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from open_kandinsky.metrics import health
-from open_kandinsky.metrics.health import cosine, cosine_of_others, norm_ratio, places, retrieval, std_ratios
+from open_kandinsky.metrics.health import cosine, cosine_of_others, norm_ratio, ranks, retrieval, std_ratios
 
 
 def rows(n, d=6, seed=0):
@@ -41,9 +41,9 @@ def test_a_prior_that_always_says_the_same_finds_k_of_n():
 
 def test_chunks_change_nothing(monkeypatch):
     x, y = rows(23), rows(23, seed=1)
-    whole = places(x, y)
+    whole = ranks(x, y)
     monkeypatch.setattr(health, "CHUNK", 5)
-    assert all(torch.equal(a, b) for a, b in zip(places(x, y), whole, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ranks(x, y), whole, strict=True))
 
 
 def test_others_are_all_pairs_but_ones_own():

@@ -1,4 +1,4 @@
-"""diffusers' and transformers' form of our networks: keys, configs, folders."""
+"""The forms that diffusers and transformers give our networks: keys, configs, folders, exports."""
 
 from open_kandinsky.weights.diffusers.keys import from_diffusers, movq, prior, to_diffusers, unet
 

@@ -1,6 +1,7 @@
-"""M-CLIP, Kandinsky 2.1's multilingual text encoder, as transformers and diffusers keep it: config and keys.
+"""The text encoders as transformers keeps them: configs and keys, to ours and back.
 
-Our CLIP as transformers': keys and configs of the text tower and the vision tower, each with its projection.
+First M-CLIP, Kandinsky 2.1's multilingual encoder of the decoder's prompts; then CLIP, whose text tower and vision
+tower are two models of transformers', each with its projection.
 """
 
 import math
@@ -10,13 +11,13 @@ from typing import Any
 import torch
 
 from open_kandinsky.core.errors import UserError
-from open_kandinsky.weights.diffusers.config import NETWORKS, Config, expect, refuse_other
+from open_kandinsky.weights.diffusers.config import NETWORKS, Config, expect, expect_network
 from open_kandinsky.weights.keymap import Change, KeyMap, Rule, Rules, State, renamed, stacked, under
 from open_kandinsky.weights.part import Picked
 
-LENGTH = 77  # positions of a caption, whatever the tokenizer's own limit is
+LENGTH = 77  # tokens of a caption; the tokenizer's own limit is larger
 TARGET = "open_kandinsky.networks.text.MultilingualClip"
-# XLM-R large, where a config does not say.
+# The defaults of a config: XLM-RoBERTa large.
 LARGE = {
     "vocab_size": 250002,
     "hidden_size": 1024,
@@ -31,32 +32,33 @@ LARGE = {
     "eos_token_id": 2,
     "hidden_act": "gelu",
 }
-TEXT_BUFFERS = ("transformer.embeddings.position_ids", "transformer.embeddings.token_type_ids")  # older files'
+TEXT_BUFFERS = ("transformer.embeddings.position_ids", "transformer.embeddings.token_type_ids")  # in older files
 
 
 def network(cfg: Mapping[str, Any], tokenizer: str) -> dict[str, Any]:
-    """MultilingualCLIP's config.json as MultilingualClip's."""
+    """MultilingualCLIP's config.json as the config of our MultilingualClip."""
     sizes = {key: cfg.get(key, value) for key, value in LARGE.items()}
     return {"_target_": TARGET, "dim": cfg["numDims"], "length": LENGTH, "transformer": sizes, "tokenizer": tokenizer}
 
 
 def as_config(ours: Mapping[str, Any]) -> dict[str, Any]:
-    sizes = dict(ours["transformer"])
-    own = {"transformerDimensions": sizes["hidden_size"], "numDims": ours["dim"]}
-    arguments = {"transformerDimSize": sizes["hidden_size"], "imageDimSize": ours["dim"]}
-    return {"architectures": ["MultilingualCLIP"], "model_type": "M-CLIP", **own, **arguments, **sizes}
+    """Our MultilingualClip's config as MultilingualCLIP's config.json."""
+    width, dim = ours["transformer"]["hidden_size"], ours["dim"]
+    names = {"architectures": ["MultilingualCLIP"], "model_type": "M-CLIP"}
+    dims = {"transformerDimensions": width, "numDims": dim, "transformerDimSize": width, "imageDimSize": dim}
+    return {**names, **dims, **ours["transformer"]}
 
 
 def rules(like: State) -> Rules:
-    """The transformer is transformers' own on both sides."""
+    """Both sides have transformers' own XLM-RoBERTa: only the projection's name differs."""
     same = {key: key for key in like if key.startswith("transformer.")}
     return renamed({**same, "project": "LinearTransformation"})
 
 
 def multilingual_weights(like: State, theirs: State) -> Picked:
     """Their state dict as ours."""
-    given = {key: tensor for key, tensor in theirs.items() if key not in TEXT_BUFFERS}
-    return Picked(KeyMap(rules(like), like).to_ours(given), {key: 1 for key in TEXT_BUFFERS if key in theirs})
+    weights = {key: tensor for key, tensor in theirs.items() if key not in TEXT_BUFFERS}
+    return Picked(KeyMap(rules(like), like).to_ours(weights), {key: 1 for key in TEXT_BUFFERS if key in theirs})
 
 
 TRANSPOSED = Change(lambda parts: parts[0].T.contiguous(), lambda x: [x.T.contiguous()])
@@ -98,15 +100,27 @@ VISION = [
     ),
     Rule("model.visual.proj", ("visual_projection.weight",), TRANSPOSED),
 ]
-# Of contrastive training: towers in folders of their own have none. CLIPs are trained until theirs meets its bound.
+# Of contrastive training; folders of single towers have none. Trained CLIPs have reached the largest value.
 LOGIT_SCALE, LARGEST = "model.logit_scale", math.log(100)
-BUFFERS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")  # 0, 1, ...; older files'
-# What transformers' classes are unless a config says otherwise.
+BUFFERS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")  # 0, 1, ...; in older files
+# The defaults of transformers' classes.
 DEFAULT = {"projection_dim": 512, "hidden_act": "quick_gelu", "num_hidden_layers": 12}
-DEFAULT_TEXT = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "vocab_size": 49408}
-DEFAULT_TEXT |= {"max_position_embeddings": 77, **DEFAULT}
-DEFAULT_VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, **DEFAULT}
-DEFAULT_VISION |= {"image_size": 224, "patch_size": 32}
+DEFAULT_TEXT = {
+    **DEFAULT,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+}
+DEFAULT_VISION = {
+    **DEFAULT,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+}
 
 
 def towers(*, text_layers: int, vision_layers: int) -> Rules:
@@ -125,15 +139,15 @@ def towers(*, text_layers: int, vision_layers: int) -> Rules:
 
 
 def clip_weights(rules: Rules, like: State, theirs: State, logit_scale: float) -> Picked:
-    """Both towers' tensors as ours. `logit_scale` is taken where theirs have none."""
-    given = {key: tensor for key, tensor in theirs.items() if key not in (*BUFFERS, "logit_scale")}
-    ours = KeyMap(rules, {key: like[key] for key in like if key != LOGIT_SCALE}).to_ours(given)
+    """Both towers' tensors as ours. `logit_scale` is used where theirs have none."""
+    weights = {key: tensor for key, tensor in theirs.items() if key not in (*BUFFERS, "logit_scale")}
+    ours = KeyMap(rules, {key: like[key] for key in like if key != LOGIT_SCALE}).to_ours(weights)
     ours[LOGIT_SCALE] = theirs.get("logit_scale", torch.tensor(logit_scale))
     return Picked(ours, {key: 1 for key in BUFFERS if key in theirs})
 
 
 def clip(text: Config, vision: Config, where: str) -> dict[str, Any]:
-    """CLIPTextModelWithProjection's and CLIPVisionModelWithProjection's as Clip's."""
+    """The configs of CLIPTextModelWithProjection and CLIPVisionModelWithProjection as the config of our Clip."""
     text, vision = {**DEFAULT_TEXT, **text}, {**DEFAULT_VISION, **vision}
     for tower in (text, vision):
         expect(tower, where, layer_norm_eps=1e-5, attention_dropout=0.0)
@@ -161,29 +175,34 @@ def clip(text: Config, vision: Config, where: str) -> dict[str, Any]:
 
 def as_clip(ours: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     """The text tower's config.json and the vision tower's. ValueError for what only open_clip has."""
-    refuse_other(ours, "clip.Clip", "CLIPTextModelWithProjection")
-    towers = [dict(ours[name]) for name in ("text", "vision")]
-    text, vision = ({"mlp_ratio": 4.0, **tower} for tower in towers)
-    head_width = vision.pop("head_width", 64)
-    made = [tower(ours, x) for x in (text, vision)]
-    made[0] |= {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model"}
-    made[0] |= {"num_attention_heads": text.pop("heads"), "max_position_embeddings": text.pop("context_length")}
-    made[0] |= {
+    expect_network(ours, "clip.Clip", "CLIPTextModelWithProjection")
+    text, vision = ({"mlp_ratio": 4.0, **ours[name]} for name in ("text", "vision"))
+    as_text = {
+        **as_tower(ours, text),
+        "architectures": ["CLIPTextModelWithProjection"],
+        "model_type": "clip_text_model",
+        "num_attention_heads": text.pop("heads"),
+        "max_position_embeddings": text.pop("context_length"),
         "vocab_size": text.pop("vocab_size"),
         "bos_token_id": 49406,
         "eos_token_id": 49407,
         "pad_token_id": 49407,
     }
-    made[1] |= {"architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model"}
-    made[1] |= {"num_attention_heads": made[1]["hidden_size"] // head_width}
-    made[1] |= {name: vision.pop(name) for name in ("image_size", "patch_size")}
+    as_vision = {
+        **as_tower(ours, vision),
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "model_type": "clip_vision_model",
+        "image_size": vision.pop("image_size"),
+        "patch_size": vision.pop("patch_size"),
+    }
+    as_vision["num_attention_heads"] = as_vision["hidden_size"] // vision.pop("head_width", 64)
     if stray := [*text, *vision]:
         raise UserError(f"transformers' CLIP has no {stray[0]!r}, which this one's config.yaml gives")
-    return made[0], made[1]
+    return as_text, as_vision
 
 
-def tower(ours: Config, sizes: dict[str, Any]) -> dict[str, Any]:
-    """What both have; takes it out of `sizes`."""
+def as_tower(ours: Config, sizes: dict[str, Any]) -> dict[str, Any]:
+    """The entries that both towers have, taken out of `sizes`."""
     width = sizes.pop("width")
     return {
         "hidden_size": width,
@@ -196,7 +215,7 @@ def tower(ours: Config, sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 def mlp_ratio(cfg: Config) -> float:
-    """open_clip rounds width x ratio down: the ratio is such that this gives the layer's size."""
+    """The ratio from which open_clip, which rounds width x ratio down, gets the layer's size."""
     ratio = cfg["intermediate_size"] / cfg["hidden_size"]
     whole = int(cfg["hidden_size"] * ratio) == cfg["intermediate_size"]
     return ratio if whole else math.nextafter(ratio, math.inf)

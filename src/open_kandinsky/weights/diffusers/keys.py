@@ -6,7 +6,7 @@
 Functions that give rules take a network's own structural numbers; widths do not matter.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from torch import Tensor
 
@@ -119,8 +119,8 @@ def prior(*, layers: int) -> list[Rule]:
 def unet(*, levels: int, blocks: int) -> list[Rule | Constant]:
     """UNet, with either condition and any input <-> UNet2DConditionModel.
 
-    We count blocks through all levels, they count within a level: each of ours takes blocks + 1 places, on the way
-    down `blocks` and one that halves, on the way up one more, the last of which also doubles.
+    Our blocks are numbered through all levels, theirs within a level. A level has blocks + 1 of ours: on the way down
+    the last one halves, on the way up it also doubles.
     """
     rules = [*UNET, *TEXT_IMAGE_CONDITION, *IMAGE_CONDITION]
     for level in range(levels):
@@ -147,8 +147,12 @@ def movq(*, levels: int, blocks: int, attention_levels: Collection[int]) -> list
     encoder = GROUP_NORM_BLOCK + CONV_BLOCK, [*PIXEL_ATTENTION, *renamed({"norm": "group_norm"})]
     decoder = SPATIAL_NORM_BLOCK + CONV_BLOCK, [*PIXEL_ATTENTION, *under("norm", "spatial_norm", SPATIAL_NORM)]
     rules = MOVQ + under("decoder.norm_out", "decoder.conv_norm_out", SPATIAL_NORM)
-    rules += _levels("encoder.levels", "encoder.down_blocks", attend, blocks, *encoder)
-    rules += _levels("decoder.levels", "decoder.up_blocks", attend[::-1], blocks + 1, *decoder)
+    for i, attends in enumerate(attend):
+        down = f"encoder.down_blocks.{i}"
+        rules += movq_level(f"encoder.levels.{i}", f"{down}.resnets", f"{down}.attentions", attends, blocks, *encoder)
+    for i, attends in enumerate(reversed(attend)):
+        up = f"decoder.up_blocks.{i}"
+        rules += movq_level(f"decoder.levels.{i}", f"{up}.resnets", f"{up}.attentions", attends, blocks + 1, *decoder)
     rules += _movq_middle("encoder", *encoder) + _movq_middle("decoder", *decoder)
     for i in range(levels - 1):
         rules += renamed({f"encoder.halving.{i}.1": f"encoder.down_blocks.{i}.downsamplers.0.conv"})
@@ -156,17 +160,16 @@ def movq(*, levels: int, blocks: int, attention_levels: Collection[int]) -> list
     return rules
 
 
-def _levels(
-    ours: str, theirs: str, attend: Sequence[bool], blocks: int, block: list[Rule], attention: list[Rule]
+def movq_level(
+    ours: str, resnets: str, attentions: str, attends: bool, blocks: int, block: list[Rule], attention: list[Rule]
 ) -> list[Rule]:
-    """Where a level attends, an attention follows each of our blocks in one list; theirs are in a list of their own."""
+    """One level. Our list of blocks has an attention after each block, if any; theirs are two lists."""
+    stride = 2 if attends else 1
     rules = []
-    for i, attends in enumerate(attend):
-        stride = 2 if attends else 1
-        for n in range(blocks):
-            rules += under(f"{ours}.{i}.blocks.{stride * n}", f"{theirs}.{i}.resnets.{n}", block)
-            if attends:
-                rules += under(f"{ours}.{i}.blocks.{stride * n + 1}", f"{theirs}.{i}.attentions.{n}", attention)
+    for n in range(blocks):
+        rules += under(f"{ours}.blocks.{stride * n}", f"{resnets}.{n}", block)
+        if attends:
+            rules += under(f"{ours}.blocks.{stride * n + 1}", f"{attentions}.{n}", attention)
     return rules
 
 

@@ -1,4 +1,4 @@
-"""diffusers' scheduler_config.json as our schedule, parameterisation and sampling, and ours as theirs."""
+"""diffusers' scheduler_config.json as our schedule, parameterisation and sampling, and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,24 +17,26 @@ SAMPLERS = {
     "PNDMScheduler": "plms",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
 }
-OF_DDIM = {"_class_name": "DDIMScheduler", "set_alpha_to_one": False}
-DEFAULTS = "sampling.json"  # of ours, beside their folders: theirs has no place for steps and scale
-# Their cosine has these two numbers, which its config does not give.
+DEFAULTS = "sampling.json"  # a file of ours in their folder: scheduler_config.json has no steps and no scale
+# The numbers of their cosine schedule, which are not in its config.
 COSINE_NUMBERS = {"s": 0.008, "beta_max": 0.999}
 
 
 def diffusion(cfg: Config, where: str, *, with_variance: bool) -> dict[str, Any]:
-    """`stage` and `sampling` of a part. ValueError for a scheduler that is none of Kandinsky's and cannot be ours."""
+    """`stage` and `sampling` of a part. ValueError for a scheduler without a counterpart here."""
     name = cfg.get("_class_name")
     if name not in SAMPLERS:
         raise UserError(f"{where}: {name} is not known; known are {', '.join(SAMPLERS)}")
     if cfg.get("rescale_betas_zero_snr"):
         raise UserError(f"{where}: rescale_betas_zero_snr is true; no schedule of ours is made so")
-    mean = parameterisation(cfg, where)
-    stage = {"alpha_bar": alpha_bar(cfg, where), "parameterisation": mean}
+    p = parameterisation(cfg, where)
     if with_variance:
-        stage["parameterisation"] = {"_target_": f"{DIFFUSION}.parameterisation.{variance(cfg, where)}", "mean": mean}
-    return {"stage": stage, "sampling": {"sampler": SAMPLERS[name], "clamp": clamp(cfg)}}
+        p = {"_target_": f"{DIFFUSION}.parameterisation.{variance(cfg, where)}", "mean": p}
+    # |x_0| is clamped at 1 by default, in each class that can clamp.
+    clips = cfg.get("clip_sample", name in ("UnCLIPScheduler", "DDPMScheduler", "DDIMScheduler"))
+    clamp = float(cfg.get("clip_sample_range", 1.0)) if clips else None
+    stage = {"alpha_bar": alpha_bar(cfg, where), "parameterisation": p}
+    return {"stage": stage, "sampling": {"sampler": SAMPLERS[name], "clamp": clamp}}
 
 
 def alpha_bar(cfg: Config, where: str) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def parameterisation(cfg: Config, where: str) -> dict[str, Any]:
 
 
 def variance(cfg: Config, where: str) -> str:
-    """What becomes of a variance that the network predicts; solvers without noise have no use for it."""
+    """Our class for a network that predicts a variance. Schedulers without noise do not say whether they use it."""
     if cfg["_class_name"] not in ("DDPMScheduler", "UnCLIPScheduler"):
         return "LearnedRange"
     name = cfg.get("variance_type", "fixed_small")
@@ -69,46 +71,41 @@ def variance(cfg: Config, where: str) -> str:
     return VARIANCES[name]
 
 
-def clamp(cfg: Config) -> float | None:
-    """On |x_0|; the default of each class that has one is to clamp at 1."""
-    clamps = cfg.get("clip_sample", cfg["_class_name"] in ("UnCLIPScheduler", "DDPMScheduler", "DDIMScheduler"))
-    return float(cfg.get("clip_sample_range", 1.0)) if clamps else None
-
-
 def as_prior_scheduler(stage: Config, sampling: Config) -> dict[str, Any]:
-    """UnCLIPScheduler's. ValueError for what KandinskyPriorPipeline does not do: anything but cosine and x_0."""
-    found = stage["alpha_bar"]
-    if {**found, "T": 0} != {"_target_": COSINE, "T": 0, **COSINE_NUMBERS} or predicts(stage) != "sample":
+    """UnCLIPScheduler's config. ValueError for anything but a cosine schedule and x_0, which the pipeline assumes."""
+    schedule = stage["alpha_bar"]
+    if {**schedule, "T": 0} != {"_target_": COSINE, "T": 0, **COSINE_NUMBERS} or predicts(stage) != "sample":
         raise UserError(f"UnCLIPScheduler has the cosine schedule and predicts x_0; found {dict(stage)}")
     return {
         "_class_name": "UnCLIPScheduler",
         "beta_schedule": "squaredcos_cap_v2",
         "clip_sample": sampling["clamp"] is not None,
         "clip_sample_range": sampling["clamp"] or 1.0,
-        "num_train_timesteps": found["T"],
+        "num_train_timesteps": schedule["T"],
         "prediction_type": "sample",
         "variance_type": "fixed_small_log",
     }
 
 
 def as_decoder_scheduler(stage: Config, sampling: Config) -> dict[str, Any]:
-    """DDIMScheduler's, as Kandinsky 2.1's; where a variance is unused DDPMScheduler's, as Kandinsky 2.2's.
+    """DDIMScheduler's config, as Kandinsky 2.1's; for an unused variance DDPMScheduler's, as Kandinsky 2.2's.
 
     ValueError for a schedule that is not linear.
     """
-    found = stage["alpha_bar"]
-    if found["_target_"] != LINEAR:
-        raise UserError(f"the decoder's schedule is {found['_target_']}; diffusers' Kandinsky has a linear one")
+    schedule = stage["alpha_bar"]
+    if schedule["_target_"] != LINEAR:
+        raise UserError(f"the decoder's schedule is {schedule['_target_']}; diffusers' Kandinsky has a linear one")
     unused = stage["parameterisation"]["_target_"].endswith(".UnusedRange")
-    own = {"_class_name": "DDPMScheduler", "variance_type": "fixed_small"} if unused else OF_DDIM
+    ddpm = {"_class_name": "DDPMScheduler", "variance_type": "fixed_small"}
+    ddim = {"_class_name": "DDIMScheduler", "set_alpha_to_one": False}
     return {
-        **own,
-        "beta_end": found["beta_max"],
+        **(ddpm if unused else ddim),
+        "beta_end": schedule["beta_max"],
         "beta_schedule": "linear",
-        "beta_start": found["beta_min"],
+        "beta_start": schedule["beta_min"],
         "clip_sample": sampling["clamp"] is not None,
         "clip_sample_range": sampling["clamp"] or 1.0,
-        "num_train_timesteps": found["T"],
+        "num_train_timesteps": schedule["T"],
         "prediction_type": predicts(stage),
         "steps_offset": 1,
         "thresholding": False,
@@ -116,7 +113,7 @@ def as_decoder_scheduler(stage: Config, sampling: Config) -> dict[str, Any]:
 
 
 def predicts(stage: Config) -> str:
-    """Their word for what the network's output, or its first half, means."""
-    found = stage["parameterisation"]
-    name = found.get("mean", found)["_target_"].rpartition(".")[2]
+    """diffusers' `prediction_type` of our parameterisation."""
+    p = stage["parameterisation"]
+    name = p.get("mean", p)["_target_"].rpartition(".")[2]
     return {ours: theirs for theirs, ours in PREDICTIONS.items()}[name]

@@ -1,4 +1,4 @@
-"""The original Kandinsky 2.1 files: keys, structure, folders."""
+"""The original Kandinsky 2.1 files: their keys, and folders of them."""
 
 from open_kandinsky.weights.kandinsky21.keys import STATISTICS, movq, prior, unet
 

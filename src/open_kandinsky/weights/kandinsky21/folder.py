@@ -1,17 +1,15 @@
-"""What a network was built with, read off the names and shapes of its weights: the original files hold nothing else.
-
-What else lies in a checkpoint of MoVQGAN's training: averaged copies of the autoencoder, and its critics.
-
-A folder of original 2.1 files, or one of them: what each is called, and how its part was trained.
+"""Finds parts in a folder of original Kandinsky 2.1 files, or in one of the files.
 
 prior_fp16.ckpt with ViT-L-14_stats.th, decoder_fp16.ckpt or inpainting_fp16.ckpt, movq_final.ckpt, text_encoder/.
-Their CLIP is OpenAI's, which they do not hold: `clip/`, a folder of transformers' CLIPModel, stands beside them.
+Their CLIP is OpenAI's, which is not among them: `clip/`, a folder of transformers' CLIPModel, is added to the folder.
+
+The files hold weights alone, so that a network's structure is read off their names and shapes (`prior_config`, ...).
+A checkpoint of MoVQGAN's training also holds averaged weights, and critics, which are dropped (`raw`, `ema`).
 """
 
 import re
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,12 @@ import torch
 
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.weights import store
-from open_kandinsky.weights.diffusers import folder as hugging
+from open_kandinsky.weights.diffusers import folder as diffusers
 from open_kandinsky.weights.kandinsky21 import keys
-from open_kandinsky.weights.keymap import KeyMap, Rules, State
+from open_kandinsky.weights.keymap import KeyMap, State
 from open_kandinsky.weights.part import Part, Picked
 
-HEAD_CHANNELS = 64  # of each attention of 2.1's prior and U-Net: shapes do not tell
+HEAD_CHANNELS = 64  # of each attention of 2.1's prior and U-Net: it cannot be seen in shapes
 NETWORKS = "open_kandinsky.networks"
 
 
@@ -43,12 +41,10 @@ def prior_config(theirs: State) -> dict[str, Any]:
 
 
 def unet_config(theirs: State) -> dict[str, Any]:
-    """A level takes blocks + 1 places on both ways; each but the last one ends its way up with a doubling."""
+    """A level has blocks + 1 indices on the way down and up; each but the last ends its way up with a doubling."""
     channels, in_channels = theirs["input_blocks.0.0.weight"].shape[:2]
-    places = count(theirs, r"output_blocks\.(\d+)\.")
-    doublings = count(theirs, r"output_blocks\.(\d+)\.[12]\.in_layers\.0\.weight")
-    levels = doublings + 1
-    blocks = places // levels - 1
+    levels = count(theirs, r"output_blocks\.(\d+)\.[12]\.in_layers\.0\.weight") + 1  # the doublings, and one
+    blocks = count(theirs, r"output_blocks\.(\d+)\.") // levels - 1
     firsts = [1 + level * (blocks + 1) for level in range(levels)]
     widths = [theirs[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] for i in firsts]
     context, text_width = theirs["to_model_dim_n.weight"].shape
@@ -97,25 +93,25 @@ def movq_config(theirs: State) -> dict[str, Any]:
 
 
 def count(theirs: State, pattern: str) -> int:
-    """How many numbers the pattern's group has among the names."""
-    return len({found[1] for key in theirs if (found := re.match(pattern, key))})
+    """How many different numbers the names have in the pattern's group."""
+    return len({match[1] for key in theirs if (match := re.match(pattern, key))})
 
 
 MODULES = ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv")  # each with an average of its own
 AVERAGES = tuple(f"ema_{module}." for module in MODULES)
 CRITICS = "loss."  # the discriminator and LPIPS
-COUNTS = ("decay", "num_updates")  # an average's own two numbers
+COUNTS = ("decay", "num_updates")  # the two numbers that each average also has
 
 
 def raw(checkpoint: State) -> Picked:
-    """The weights as they were last; neither critics nor averages."""
-    named = {key: _left(key) for key in checkpoint}
-    state = {key: checkpoint[key] for key, left in named.items() if left is None}
-    return Picked(state, dict(Counter(left for left in named.values() if left is not None)))
+    """The weights after the last step, without critics and averages."""
+    prefixes = {key: next((p for p in (CRITICS, *AVERAGES) if key.startswith(p)), None) for key in checkpoint}
+    state = {key: checkpoint[key] for key, prefix in prefixes.items() if prefix is None}
+    return Picked(state, dict(Counter(prefix for prefix in prefixes.values() if prefix is not None)))
 
 
 def ema(checkpoint: State) -> Picked:
-    """The averaged weights, by the names of the others: an average's names are those without their dots.
+    """The averaged weights, by the names of the weights.
 
     ValueError where there is no average, or not one of each weight.
     """
@@ -129,19 +125,14 @@ def ema(checkpoint: State) -> Picked:
     counts = {f"{name}{count}" for name in spare for count in COUNTS}
     if left := [k for k in checkpoint if k.startswith(AVERAGES) and k not in counts and k not in averages.values()]:
         raise UserError(f"{len(left)} averaged weights are of no weight, {left[0]!r} among them")
-    told = {name: count for name, count in dropped.items() if name not in spare} | {"not averaged": len(last)}
-    return Picked({key: checkpoint[name] for key, name in averages.items()}, told)
+    others = {name: count for name, count in dropped.items() if name not in spare} | {"not averaged": len(last)}
+    return Picked({key: checkpoint[name] for key, name in averages.items()}, others)
 
 
 def average_of(key: str) -> str:
     """`encoder.conv_in.weight` is averaged in `ema_encoder.conv_inweight`."""
     module, _, name = key.partition(".")
     return f"ema_{module}.{name.replace('.', '')}"
-
-
-def _left(key: str) -> str | None:
-    """The name under which a key is dropped; None for one of the autoencoder's."""
-    return next((prefix for prefix in (CRITICS, *AVERAGES) if key.startswith(prefix)), None)
 
 
 FILES = {
@@ -152,31 +143,31 @@ FILES = {
     "clip": "clip/config.json",
 }
 STATISTICS = "ViT-L-14_stats.th"
-IMAGE_SIZE = 768  # pixels a side: what the decoder was tuned for
+IMAGE_SIZE = 768  # pixels a side, on which the decoder was tuned
 DIFFUSION = "open_kandinsky.diffusion"
 COSINE = {"_target_": f"{DIFFUSION}.schedule.cosine", "T": 1000, "s": 0.008, "beta_max": 0.999}
 LINEAR = {"_target_": f"{DIFFUSION}.schedule.linear", "T": 1000, "beta_min": 0.00085, "beta_max": 0.012}
 X0, EPS = ({"_target_": f"{DIFFUSION}.parameterisation.{name}"} for name in ("X0", "Eps"))
 LEARNED_RANGE = {"_target_": f"{DIFFUSION}.parameterisation.LearnedRange", "mean": EPS}
-Pick = Callable[[State], Picked]  # of a checkpoint's tensors, those of the network
+Pick = Callable[[State], Picked]  # takes the network's tensors out of a checkpoint
 
 
 def find(part: str, folder: Path, pick: Pick = raw) -> Part | None:
-    """The part in `folder`, or in the file that `folder` names; None where there is none.
+    """The part in `folder`, which may also be a file; None where there is none.
 
-    ValueError where it is damaged or another network's. `pick` is asked for MoVQ's weights only.
+    ValueError where it is damaged or of another network. `pick` is used for MoVQ only.
     """
     path = folder if folder.is_file() else folder / FILES[part]
     if not path.is_file() or path.name == store.WEIGHTS:
         return None
     if part in ("clip", "text"):
-        return hugging.find(part, path.parent)
-    return {"prior": prior, "decoder": decoder, "movq": partial(movq, pick=pick)}[part](path)
+        return diffusers.find(part, path.parent)
+    return movq(path, pick) if part == "movq" else {"prior": prior, "decoder": decoder}[part](path)
 
 
 def prior(path: Path) -> Part:
     statistics = path.parent / STATISTICS
-    network = understood(path, "prior", prior_config)
+    network = structure(path, "prior", prior_config)
     dims = {
         "clip": network["image_dim"],
         "clip_text_width": network["text_width"],
@@ -192,23 +183,28 @@ def prior(path: Path) -> Part:
 
 
 def decoder(path: Path) -> Part:
-    network = understood(path, "unet", unet_config)
+    network = structure(path, "unet", unet_config)
     condition = network["condition"]
     dims = {
         "clip": condition["image_dim"],
         "latent_channels": network["latent_channels"],
         "context": network["context"],
+        "decoder_text_width": condition["text_width"],
+        "decoder_text": condition["text_dim"],
+        "image_size": IMAGE_SIZE,
     }
-    dims |= {"decoder_text_width": condition["text_width"], "decoder_text": condition["text_dim"]}
-    dims |= {"image_size": IMAGE_SIZE}
     levels = {"levels": len(network["multipliers"]), "attention_levels": network["attention_levels"]}
     rules = keys.unet(**levels, blocks=network["blocks"], head_channels=HEAD_CHANNELS)
     stage = {"network": network, "alpha_bar": LINEAR, "parameterisation": LEARNED_RANGE}
-    return Part(path.parent, (path,), {"dims": dims, "stage": stage, "sampling": {}}, renamed(path, rules))
+
+    def read(like: State) -> Picked:
+        return Picked(KeyMap(rules, like).to_ours(store.read_any(path)), {})
+
+    return Part(path.parent, (path,), {"dims": dims, "stage": stage, "sampling": {}}, read)
 
 
 def movq(path: Path, pick: Pick) -> Part:
-    network = understood(path, "movq", movq_config)
+    network = structure(path, "movq", movq_config)
     dims = {"latent_channels": network["latent_channels"], "quantise_latents": network["quantise_latents"]}
     levels = {"levels": len(network["multipliers"]), "attention_levels": network["attention_levels"]}
     rules = keys.movq(**levels, blocks=network["blocks"])
@@ -220,23 +216,19 @@ def movq(path: Path, pick: Pick) -> Part:
     return Part(path.parent, (path,), {"dims": dims, "stage": {"network": network}, "sampling": {}}, read, True)
 
 
-def renamed(path: Path, rules: Rules) -> Callable[[State], Picked]:
-    return lambda like: Picked(KeyMap(rules, like).to_ours(store.read_any(path)), {})
-
-
-def understood(path: Path, name: str, read: Callable[[State], dict[str, Any]]) -> dict[str, Any]:
-    """A checkpoint's structure. ValueError where a tensor that tells it is not there, or is of no such shape."""
+def structure(path: Path, name: str, config: Callable[[State], dict[str, Any]]) -> dict[str, Any]:
+    """`config` of a file's weights. ValueError where a tensor that it needs is missing, or has another shape."""
     state = store.read_any(path)
     try:
-        return read(state)
+        return config(state)
     except (KeyError, ValueError, ZeroDivisionError, IndexError) as error:
-        near = ", ".join(sorted(state)[:3])
-        raise UserError(f"{path}: not the {name} of Kandinsky 2.1: {error}; it begins with {near}") from error
+        names = ", ".join(sorted(state)[:3])
+        raise UserError(f"{path}: not the {name} of Kandinsky 2.1: {error}; it begins with {names}") from error
 
 
 def read_statistics(path: Path) -> dict[str, torch.Tensor]:
-    """CLIP's mean and standard deviation over the training set, by the names that the rules know."""
-    found = store.unpickled(path)
-    if not isinstance(found, tuple | list) or len(found) != 2 or not all(isinstance(x, torch.Tensor) for x in found):
-        raise UserError(f"{path}: expected a pair of tensors, mean and std; found {type(found).__name__}")
-    return {name: x.float() for name, x in zip(keys.STATISTICS, found, strict=True)}
+    """Mean and standard deviation of CLIP's embeddings over the training set, by the names that `keys` gives them."""
+    pair = store.unpickled(path)
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(x, torch.Tensor) for x in pair):
+        raise UserError(f"{path}: expected a pair of tensors, mean and std; found {type(pair).__name__}")
+    return {name: x.float() for name, x in zip(keys.STATISTICS, pair, strict=True)}

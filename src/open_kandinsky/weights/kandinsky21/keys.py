@@ -12,6 +12,7 @@ from collections.abc import Collection
 from einops import rearrange
 from torch import Tensor
 
+from open_kandinsky.weights.diffusers.keys import SPATIAL_NORM, movq_level
 from open_kandinsky.weights.keymap import (
     Change,
     Constant,
@@ -97,7 +98,6 @@ UNET = [
     ),
 ]
 
-SPATIAL_NORM = renamed({"norm": "norm_layer", "scale": "conv_y", "shift": "conv_b"})
 CONV_BLOCK = renamed({"conv_in": "conv1", "conv_out": "conv2", "skip": "nin_shortcut"})
 GROUP_NORM_BLOCK = CONV_BLOCK + renamed({"norm_in": "norm1", "norm_out": "norm2"})
 SPATIAL_NORM_BLOCK = [
@@ -128,8 +128,8 @@ def prior(*, layers: int, head_channels: int) -> Rules:
 def unet(*, levels: int, blocks: int, attention_levels: Collection[int], head_channels: int) -> Rules:
     """UNet with Kandinsky 2.1's condition and any input <-> decoder_fp16.ckpt and inpainting_fp16.ckpt.
 
-    Both count blocks through all levels, they from the first convolution on. Theirs numbers what a block holds, so that
-    a change of resolution comes after the attention, where there is one.
+    Both number blocks through all levels, theirs from the first convolution on. Theirs also number the modules of a
+    block, so that a change of resolution has the number after the attention's, where there is an attention.
     """
     attention = _context_attention(head_channels)
     rules = list(UNET)
@@ -157,27 +157,16 @@ def _context_attention(head_channels: int) -> list[Rule]:
 def movq(*, levels: int, blocks: int, attention_levels: Collection[int]) -> Rules:
     """MoVQ <-> movq_final.ckpt, and MoVQGAN's checkpoints. Their decoder's levels are counted from the last one run."""
     rules = list(MOVQ)
+    encoder, decoder = (GROUP_NORM_BLOCK, GROUP_NORM_ATTENTION), (SPATIAL_NORM_BLOCK, SPATIAL_NORM_ATTENTION)
     for i in range(levels):
         attends = i in attention_levels
         down, up = f"encoder.down.{i}", f"decoder.up.{i}"
-        rules += _level(f"encoder.levels.{i}", down, attends, blocks, GROUP_NORM_BLOCK, GROUP_NORM_ATTENTION)
+        rules += movq_level(f"encoder.levels.{i}", f"{down}.block", f"{down}.attn", attends, blocks, *encoder)
         ours = f"decoder.levels.{levels - 1 - i}"
-        rules += _level(ours, up, attends, blocks + 1, SPATIAL_NORM_BLOCK, SPATIAL_NORM_ATTENTION)
+        rules += movq_level(ours, f"{up}.block", f"{up}.attn", attends, blocks + 1, *decoder)
         rules += renamed({f"encoder.halving.{i}.1": f"{down}.downsample.conv"})
         rules += renamed({f"decoder.doubling.{levels - 1 - i}.1": f"{up}.upsample.conv"})
-    rules += _middle("encoder", GROUP_NORM_BLOCK, GROUP_NORM_ATTENTION)
-    return rules + _middle("decoder", SPATIAL_NORM_BLOCK, SPATIAL_NORM_ATTENTION)
-
-
-def _level(ours: str, theirs: str, attends: bool, blocks: int, block: list[Rule], attention: list[Rule]) -> list[Rule]:
-    """Where a level attends, an attention follows each of our blocks in one list; theirs are in a list of their own."""
-    stride = 2 if attends else 1
-    rules = []
-    for n in range(blocks):
-        rules += under(f"{ours}.blocks.{stride * n}", f"{theirs}.block.{n}", block)
-        if attends:
-            rules += under(f"{ours}.blocks.{stride * n + 1}", f"{theirs}.attn.{n}", attention)
-    return rules
+    return rules + _middle("encoder", *encoder) + _middle("decoder", *decoder)
 
 
 def _middle(side: str, block: list[Rule], attention: list[Rule]) -> list[Rule]:
