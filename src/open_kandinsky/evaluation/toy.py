@@ -97,7 +97,7 @@ class ShapesProtocol:
         """Write metrics.json and samples.png; ValueError where there are some."""
         if (asked.out / METRICS).exists():
             raise UserError(f"out={asked.out} holds metrics already, and none are overwritten: choose another folder")
-        pipes = {called(prior): subject.open() for prior, subject in asked.subjects.items()}
+        pipes = {called(prior): system.open() for prior, system in asked.systems.items()}
         scored = self.scored(pipes)
         asked.out.mkdir(parents=True, exist_ok=True)
         scored.write(asked.out)
