@@ -82,7 +82,7 @@ def drawn(run: Run) -> None:
     same = {"seconds": 0.0, "drawn_with": {"scale": 1}, "machine": "", "versions": {"torch": ""}}
     for block in [block for block in run.samples.of(run.n) if samples.marker(run.samples.folder, block) is None]:
         about = {"seeds": list(block.rows), **same}
-        samples.write(run.samples.folder, block, [Image.fromarray(levels[row]) for row in block.rows], about)
+        samples.write_block(run.samples.folder, block, [Image.fromarray(levels[row]) for row in block.rows], about)
 
 
 def main() -> None:

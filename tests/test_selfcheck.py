@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from torchvision.transforms import functional as tv
 
 from open_kandinsky.config import compose
-from open_kandinsky.evaluation import features
-from open_kandinsky.evaluation.reproduce import published
-from open_kandinsky.evaluation.reproduce.checks import Figure, PublishedHash
+from open_kandinsky.evaluation import features, reproduce
+from open_kandinsky.evaluation.reproduce import Check, EvaluatorFile, weights_checks
 from open_kandinsky.metrics import evaluators
 from open_kandinsky.metrics.evaluators import Inception
 from open_kandinsky.metrics.frechet import frechet_distance
-from open_kandinsky.selfcheck import asked, main, selfcheck
+from open_kandinsky.selfcheck import chosen_checks, main, selfcheck
+from open_kandinsky.weights.published import INCEPTION
 
 NOWHERE = "http://127.0.0.1:9"  # a port that nobody listens on
 
@@ -73,39 +73,39 @@ def at(made, url, home, composed, monkeypatch):
 def publish(served, url, monkeypatch):
     """The stand-ins' hashes and addresses, in place of those of the real weights."""
     inception, clip, other = (maker.published(served / name, url) for name in maker.WEIGHTS)
-    for module in (features, published, published):
+    for module in (features, reproduce):
         monkeypatch.setattr(module, "INCEPTION", inception)
-    for module in (features, published, published):
         monkeypatch.setattr(module, "published_clip", lambda *_: clip)
-    monkeypatch.setattr(published, "EVALUATORS", (inception, other))
+    monkeypatch.setattr(reproduce, "EVALUATORS", (inception, other))
 
 
 def moved(cfg, url, made, checks):
     """The config with the stand-ins' addresses, numbers and sizes."""
     known = cfg.known
     known.weights.clip = {maker.CLIP: "openai"}
-    for number, file in enumerate(known.cats[0].pictures.files):
+    for number, file in enumerate(known.cats.measurement.pictures.files):
         file.url = f"{url}/cats/{number}.jpg"
-    known.cats[0].moments.files[0].url = f"{url}/stats.npz"
-    first = known.cmmd[0].real.files[0]
-    known.cmmd[0].real.files = [OmegaConf.merge(first, {"url": f"{url}/real/{number}.png"}) for number in range(2)]
-    known.cmmd[0].generated.files[0].url = f"{url}/drawn/0.png"
-    known.cmmd[0].clip.model = maker.CLIP
-    known.cmmd[0].preparation.size = maker.CLIP_SIZE
-    gigagan = {"n": 6, "n_real": 12, "folder": str(made / "served" / "drawn"), "coco": str(made / "coco")}
-    known.gigagan[0] = OmegaConf.merge(known.gigagan[0], gigagan)
+    known.cats.measurement.moments.files[0].url = f"{url}/stats.npz"
+    cmmd = known.cmmd.measurement
+    first = cmmd.real.files[0]
+    cmmd.real.files = [OmegaConf.merge(first, {"url": f"{url}/real/{number}.png"}) for number in range(2)]
+    cmmd.generated.files[0].url = f"{url}/drawn/0.png"
+    cmmd.clip.model = maker.CLIP
+    cmmd.preparation.size = maker.CLIP_SIZE
+    pictures, coco = {"n": 6, "folder": str(made / "served" / "drawn")}, {"n": 12, "folder": str(made / "coco")}
+    known.gigagan.measurement = OmegaConf.merge(known.gigagan.measurement, {"pictures": pictures, "coco": coco})
     cfg.checks = list(checks)
     return cfg
 
 
 def only(cfg):
-    (check,) = asked(cfg)
+    (check,) = chosen_checks(cfg)
     return check
 
 
 def measured(check):
-    check.fetch()
-    return check.measure()
+    assert check.obstacle() is None
+    return check.measurement.measure()
 
 
 def told(cfg):
@@ -163,7 +163,7 @@ def test_weights_cats_and_cmmd_are_measured_as_others_did_and_agree(at, made, ca
         "cmmd": cmmd_directly(made / "served"),
     }
     for name, value in expected.items():
-        cfg.known[name][0].golden.value = value
+        cfg.known[name].value = value
     assert selfcheck(cfg)
     found = told(cfg)
     assert {one["verdict"] for one in found.values()} == {"ok"} and len(found) == 5
@@ -182,7 +182,8 @@ def test_drawn_pictures_are_scored_under_gigagans_protocol(at, made, home):
         pools.append(network.activations(evaluators.clean(pixels)).pool)
     check = only(at(["gigagan"]))
     assert measured(check) == pytest.approx(frechet_distance(*pools), rel=1e-5)
-    assert check.unpublished().keys() == {str(made / "served/drawn")}
+    unpublished = [part.unpublished() for part in check.measurement.inputs()]
+    assert [files.keys() for files in unpublished if files] == [{str(made / "served/drawn")}]
     assert {path.name for path in (home / "to/gigagan/features").iterdir()} > {"gigagan"}
 
 
@@ -191,7 +192,7 @@ def test_cats_are_measured_by_inception_itself(at, home, made, monkeypatch):
     path = home / "w" / maker.INCEPTION
     cfg = at(["cats"])
     torch.save(inception_state(), path)
-    for module, name in ((features, "Inception"), (features, "INCEPTION"), (published, "INCEPTION")):
+    for module, name in ((features, "Inception"), (features, "INCEPTION"), (reproduce, "INCEPTION")):
         monkeypatch.setattr(module, name, Inception if name == "Inception" else maker.published(path, NOWHERE))
     network = evaluators.folded(Inception(state=torch.load(path), input_path=evaluators.pytorch_fid))
     maker.write_moments(home / "to", network)
@@ -211,11 +212,11 @@ def run_verb(cfg, monkeypatch):
 
 def test_another_number_differs_and_the_exit_code_says_so(at, monkeypatch, capfd):
     cfg = at(["cmmd"])
-    cfg.known.cmmd[0].golden.value = 1000.0
+    cfg.known.cmmd.value = 1000.0
     assert run_verb(cfg, monkeypatch) == 1
     assert told(cfg)["cmmd"]["verdict"] == "differs"
     assert re.search(r"cmmd +1000\.0000 +\d+\.\d{4} +-\S+ +differs", capfd.readouterr().out)
-    cfg.known.cmmd[0].golden.value = told(cfg)["cmmd"]["measured"]
+    cfg.known.cmmd.value = told(cfg)["cmmd"]["measured"]
     assert run_verb(cfg, monkeypatch) == 0
     assert "in place of an earlier one" in capfd.readouterr().out
 
@@ -232,7 +233,7 @@ def test_other_weights_differ_and_no_number_is_taken_with_them(at, home, made):
 
 def test_without_a_network_there_is_one_message(at, monkeypatch, home, capfd):
     cfg = at(["weights", "cats", "cmmd", "gigagan"], NOWHERE)
-    cfg.known.gigagan[0].coco = None
+    cfg.known.gigagan.measurement.coco.folder = None
     assert run_verb(cfg, monkeypatch) == 2
     said = capfd.readouterr()
     assert said.out == "" and said.err.count("open-kandinsky selfcheck: ") == 1
@@ -248,7 +249,7 @@ def test_what_was_put_there_by_hand_is_checked_and_the_rest_is_not_called_right(
     for name in maker.WEIGHTS:
         (home / "w" / name).write_bytes((made / "served" / name).read_bytes())
     cfg = at(["weights", "cats", "gigagan"], NOWHERE)
-    cfg.known.gigagan[0].n = 7
+    cfg.known.gigagan.measurement.pictures.n = 7
     assert not selfcheck(cfg)
     found = told(cfg)
     assert [one["verdict"] for one in found.values()] == ["ok"] * 3 + ["not run"] * 2
@@ -262,14 +263,14 @@ def test_what_was_put_there_by_hand_is_checked_and_the_rest_is_not_called_right(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"coco": None}, "coco=null"),
-        ({"n_real": 13}, "12 pictures, where the published number is of 13"),
-        ({"folder": "nowhere"}, "0 PNGs, 6 were published"),
+        ({"coco": {"folder": None}}, "coco=null"),
+        ({"coco": {"n": 13}}, "12 pictures, where the published number is of 13"),
+        ({"pictures": {"folder": "nowhere"}}, "0 PNGs, 6 were published"),
     ],
 )
 def test_gigagan_is_not_run_on_half_of_it(at, change, said):
     cfg = at(["gigagan"])
-    cfg.known.gigagan[0] = OmegaConf.merge(cfg.known.gigagan[0], change)
+    cfg.known.gigagan.measurement = OmegaConf.merge(cfg.known.gigagan.measurement, change)
     assert not selfcheck(cfg)
     assert told(cfg)["gigagan"]["verdict"] == "not run" and said in told(cfg)["gigagan"]["reason"]
 
@@ -288,7 +289,7 @@ def test_a_file_that_is_something_else_is_not_measured(at, home, name, data, sai
 
 def test_a_file_of_another_hash_than_was_published_is_not_measured(at, home):
     cfg = at(["cmmd"])
-    cfg.known.cmmd[0].real.files[0].sha256 = "0" * 64
+    cfg.known.cmmd.measurement.real.files[0].sha256 = "0" * 64
     assert not selfcheck(cfg)
     assert f"{'0' * 64} was published" in told(cfg)["cmmd"]["reason"] and not list((home / "to").rglob("*.png"))
 
@@ -302,20 +303,20 @@ def test_a_check_that_there_is_not_is_refused(at, checks, said):
 def test_a_clip_without_a_published_hash_is_refused():
     shelf = features.EvaluatorWeights(None, False, "cpu")
     with pytest.raises(ValueError, match="of ViT-H-14 .* no hash is published"):
-        published.evaluators(shelf=shelf, clip={"ViT-H-14": "laion2b_s32b_b79k"})
+        weights_checks(shelf=shelf, clip={"ViT-H-14": "laion2b_s32b_b79k"})
 
 
 def test_what_is_not_a_number_never_agrees():
-    figure = Figure(value=9.06, tolerance=0.02, source="")
+    file = EvaluatorFile(features.EvaluatorWeights(None, False, "cpu"), INCEPTION, lambda: None)
+    figure = Check(name="", value=9.06, tolerance=0.02, source="", measurement=file)
     assert figure.agrees(9.079) and figure.agrees(9.041) and not figure.agrees(9.09)
     assert not figure.agrees(float("nan")) and not figure.agrees(float("inf"))
-    assert PublishedHash(value="abc", source="").agrees("abcd") and not PublishedHash(value="abc", source="").agrees(
-        "ab"
-    )
+    sha256 = Check(name="", value="abc", tolerance=None, source="", measurement=file)
+    assert sha256.agrees("abcd") and not sha256.agrees("ab")
 
 
 def test_the_goldens_are_the_published_ones(composed):
-    goldens = [composed.known[name][0].golden.value for name in ("cats", "cmmd", "gigagan")]
+    goldens = [composed.known[name].value for name in ("cats", "cmmd", "gigagan")]
     assert goldens == [338.15181212283085, 7.696, 9.06]
     urls = re.findall(r"https://raw\S+", OmegaConf.to_yaml(composed.known))
     assert len(urls) == 7 and all(re.search(r"/[0-9a-f]{40}/", url) for url in urls)

@@ -5,7 +5,7 @@ open-kandinsky evaluate protocol=coco30k_default weights=kandinsky-2.1 coco=data
 torchrun --nproc-per-node 8 -m open_kandinsky.evaluate protocol=coco30k_default weights=... coco=... out=... device=cuda
 
 COCO protocols may be run by any number of processes on one `out`, at once or one after another: by torchrun, as a
-SLURM array, by hand. Each does what no other has done; all of them end when everything is done.
+SLURM array, by hand. Each does work that no other has done; all of them end when everything is done.
 """
 
 import functools
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from open_kandinsky.config import compose
 from open_kandinsky.core.errors import UserError
-from open_kandinsky.evaluation.samples import DRAWING, OPTIONS, EvalRequest, Subject, exactly
+from open_kandinsky.evaluation.samples import DRAWING, OPTIONS, EvalRequest, EvaluatedSystem, make_deterministic
 from open_kandinsky.evaluation.toy import prior_name
 from open_kandinsky.loading import check_steps, fingerprints, load
 from open_kandinsky.pipeline import Pipeline
@@ -27,59 +27,66 @@ from open_kandinsky.pipeline.options import Options, check, sides
 from open_kandinsky.weights.part import REST
 from open_kandinsky.weights.source import Source
 
-USUAL = {"block": 32, "seed": 0}
+DEFAULTS = {"block": 32, "seed": 0}  # where a protocol reads them and the user gave none
 
 
 def evaluate(cfg: DictConfig) -> str:
-    """Run the protocol and write `metrics.json` to cfg.out; returns the line that says what came out."""
-    wanted: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    exactly()
-    take_device(wanted["device"])
+    """Run the protocol and write `metrics.json` to cfg.out; returns the headline."""
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    make_deterministic()
+    take_device(values["device"])
     protocol = instantiate(cfg.protocol)
-    refuse_idle(wanted, protocol.reads)
-    options = {name: wanted[name] for name in DRAWING if wanted[name] is not None}
+    refuse_unread(values, protocol.reads)
+    options = {name: values[name] for name in DRAWING if values[name] is not None}
     check(options)
-    given = {name: USUAL[name] if wanted[name] is None else wanted[name] for name in USUAL}
-    asked = EvalRequest(
-        out=Path(wanted["out"]),
-        subjects={name: subject(wanted, name, options, given["seed"]) for name in wanted["priors"]},
-        coco=None if wanted["coco"] is None else Path(wanted["coco"]),
-        also=[instantiate(beside(cfg, name).protocol) for name in wanted["also"]],
-        metrics=wanted["metrics"] or protocol.metrics,
-        limit=wanted["limit"],
-        block=given["block"],
-        table=None if wanted["table"] is None else Path(wanted["table"]),
-        accept_flat=wanted["accept_flat"],
-        real_stats=None if wanted["real_stats"] is None else Path(wanted["real_stats"]),
-        accept_unknown_stats=wanted["accept_unknown_stats"],
-        wandb=wanted["wandb"],
+    values |= {name: default for name, default in DEFAULTS.items() if values[name] is None}
+    request = EvalRequest(
+        out=Path(values["out"]),
+        systems={name: system(values, name, options) for name in values["priors"]},
+        coco=path(values["coco"]),
+        also=[instantiate(compose_protocol(cfg, name).protocol) for name in values["also"]],
+        metrics=values["metrics"] or protocol.metrics,
+        limit=values["limit"],
+        block=values["block"],
+        table=path(values["table"]),
+        accept_flat=values["accept_flat"],
+        real_stats=path(values["real_stats"]),
+        accept_unknown_stats=values["accept_unknown_stats"],
+        wandb=values["wandb"],
     )
-    return protocol.run(asked)
+    return protocol.run(request)
 
 
-def refuse_idle(wanted: Mapping[str, Any], reads: tuple[str, ...]) -> None:
-    """ValueError for a value that was given and would have no effect."""
-    if idle := [name for name in OPTIONS if name not in reads and wanted[name] not in (None, [])]:
-        raise UserError(f"this protocol does not read {', '.join(idle)}; leave it out, or take another protocol")
+def path(value: str | None) -> Path | None:
+    return None if value is None else Path(value)
 
 
-def subject(wanted: Mapping[str, Any], prior: str, options: Mapping[str, Any], seed: int) -> Subject:
-    """The system with the prior in the folder of that name, opened at most once."""
-    source = with_prior(wanted["weights"], prior)
-    drawn = {**options, "size": sides(options["size"])} if "size" in options else dict(options)
-    opened = functools.cache(lambda: quiet(load(source, device=wanted["device"])))
+def refuse_unread(values: Mapping[str, Any], reads: tuple[str, ...]) -> None:
+    """ValueError for an option that the user gave and the protocol does not read."""
+    if unread := [name for name in OPTIONS if name not in reads and values[name] not in (None, [])]:
+        raise UserError(f"this protocol does not read {', '.join(unread)}; leave it out, or take another protocol")
+
+
+def system(values: Mapping[str, Any], prior: str, options: Mapping[str, Any]) -> EvaluatedSystem:
+    """The system with the prior in the folder of that name, loaded at most once."""
+    source = with_prior(values["weights"], prior)
     check_steps(source, options)
-    about = {"seed": seed, "device": wanted["device"]}
-    return Subject(prior_name(prior), fingerprints(source), opened, cast(Options, drawn), **about)
+    if "size" in options:
+        options = {**options, "size": sides(options["size"])}
 
+    @functools.cache
+    def open_pipeline() -> Pipeline:
+        pipe = load(source, device=values["device"])
+        pipe.progress = False  # there is one progress bar, of all pictures
+        return pipe
 
-def quiet(pipe: Pipeline) -> Pipeline:
-    """The same without bars of its own: one of all pictures is shown."""
-    pipe.progress = False
-    return pipe
+    place = {"seed": values["seed"], "device": values["device"]}
+    drawn_with = cast(Options, dict(options))
+    return EvaluatedSystem(prior_name(prior), fingerprints(source), open_pipeline, drawn_with, **place)
 
 
 def with_prior(weights: Source, prior: str) -> Source:
+    """The weights, with their prior replaced by the one in the folder `prior` below them."""
     if prior == "prior":
         return weights
     if isinstance(weights, Mapping):
@@ -87,8 +94,8 @@ def with_prior(weights: Source, prior: str) -> Source:
     return {REST: weights, "prior": Path(weights) / prior}
 
 
-def beside(cfg: DictConfig, name: str) -> DictConfig:
-    """The config with another protocol, and all else as it is."""
+def compose_protocol(cfg: DictConfig, name: str) -> DictConfig:
+    """The config with another protocol, and with the evaluators' device and weights as they are in `cfg`."""
     kept = ("device", "evaluator_weights", "accept_unknown_weights")
     typed = [f"{key}='{cfg[key]}'" if isinstance(cfg[key], str) else f"{key}={cfg[key]}".lower() for key in kept]
     return compose.compose("evaluate", [f"protocol={name}", "weights=as_above", "out=as_above", *typed])

@@ -32,8 +32,8 @@ def test_no_pictures_and_no_size_are_refused(n, size):
 def test_pictures_come_back_as_they_were(tmp_path):
     block, made = SampleBlock(2, 10, 14), pictures(4)
     assert samples.marker(tmp_path, block) is None
-    samples.write(tmp_path, block, made, {"seeds": [1, 2, 3, 4]})
-    assert [image.tobytes() for image in samples.read(tmp_path, block)] == [image.tobytes() for image in made]
+    samples.write_block(tmp_path, block, made, {"seeds": [1, 2, 3, 4]})
+    assert [image.tobytes() for image in samples.read_block(tmp_path, block)] == [image.tobytes() for image in made]
     about = samples.marker(tmp_path, block)
     assert about["seeds"] == [1, 2, 3, 4] and about["flat"] == []
     assert len(set(about["pixels_sha256"])) == 4
@@ -41,7 +41,7 @@ def test_pictures_come_back_as_they_were(tmp_path):
 
 def test_the_same_pictures_are_the_same_bytes(tmp_path):
     for name in ("a", "b"):
-        samples.write(tmp_path / name, SampleBlock(0, 0, 3), pictures(3), {})
+        samples.write_block(tmp_path / name, SampleBlock(0, 0, 3), pictures(3), {})
     a, b = ((tmp_path / name / "000000.tar").read_bytes() for name in ("a", "b"))
     assert a == b
 
@@ -53,7 +53,7 @@ def test_a_hash_is_of_pixels_and_size():
 
 def test_flat_pictures_are_listed(tmp_path):
     made = pictures(2) + [Image.new("RGB", (5, 3), "black")]
-    samples.write(tmp_path, SampleBlock(0, 7, 10), made, {})
+    samples.write_block(tmp_path, SampleBlock(0, 7, 10), made, {})
     assert samples.marker(tmp_path, SampleBlock(0, 7, 10))["flat"] == [9]
 
 
@@ -68,8 +68,8 @@ def bit(data):
 @pytest.mark.parametrize("harm", [cut, bit, bytes.lower])
 def test_a_file_that_has_changed_is_refused(tmp_path, harm):
     block = SampleBlock(0, 0, 3)
-    samples.write(tmp_path, block, pictures(3), {})
+    samples.write_block(tmp_path, block, pictures(3), {})
     path = tmp_path / "000000.tar"
     path.write_bytes(harm(path.read_bytes()))
     with pytest.raises(ValueError, match="000000.tar: not the file that was written; remove .*000000.json"):
-        samples.read(tmp_path, block)
+        samples.read_block(tmp_path, block)

@@ -91,8 +91,8 @@ def picture_caveats(run: Run) -> Iterator[str]:
 def real_caveats(run: Run) -> Iterator[str]:
     """Where a protocol stretches real pictures, and where they were not stored as RGB."""
     for protocol in run.protocols:
-        shapes = [(run.coco.by_id[i].width, run.coco.by_id[i].height) for i in run.real(protocol).ids]
-        if stretched := sum(protocol.real.distorts(*shape) for shape in shapes):
+        shapes = [(run.coco.by_id[i].width, run.coco.by_id[i].height) for i in protocol.real.ids]
+        if stretched := sum(protocol.preparation.distorts(*shape) for shape in shapes):
             yield f"{protocol.name} changes the shape of {stretched:,} of {len(shapes):,} real pictures."
     modes: Counter[str] = Counter()
     for features in run.features(run.protocol):
@@ -210,8 +210,8 @@ def worst_png(run: Run) -> bytes | None:
     """A sheet of the pictures with the lowest CLIP score, by the first CLIP; None where no CLIP score was asked for."""
     for score in run.scores.values():
         if score.compute is scores.similarity:
-            pair = next(iter(run.protocol.extractors(score.reads, run.subject).values()))
-            features = run.both(run.protocol, pair)[0].gathered()
+            pair = next(iter(run.protocol.extractors[score.reads].values()))
+            features = run.compared(run.protocol, pair, score)[0].read()
             return sheet_of(run, scores.worst(features, SHOWN // 2))
     return None
 

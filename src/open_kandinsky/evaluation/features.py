@@ -1,11 +1,8 @@
-"""What an evaluator's network makes of a set of pictures: block by block, by any number of processes, once.
+"""Features of sets of pictures under evaluators' networks: Inception, DINOv2, published CLIPs, the system's own CLIP.
 
-Features are kept in files under a name that says what decides them: the network's weights, how a picture is prepared
-for it, and the pictures themselves. What has changed is computed anew, and nothing else.
-
-The evaluators' networks: Inception, DINOv2, published CLIPs, and the CLIP of the system itself.
-
-Each is named by all that decides its numbers, and its weights are looked for when they are first needed.
+Any number of processes extract them block by block into files. A file's folder is named by a hash of everything that
+decides its numbers (weights, preparation), and the file holds a hash of its pictures: what has changed is computed
+again, and nothing else is. A network's weights are looked for when they are first needed.
 """
 
 import hashlib
@@ -31,7 +28,7 @@ from open_kandinsky.core.suggest import lookup
 from open_kandinsky.data.transforms import ClipPixels, to_tensor
 from open_kandinsky.evaluation.preparation import Preparation
 from open_kandinsky.evaluation.report import json_sha256
-from open_kandinsky.evaluation.samples import SampleBlock, Subject
+from open_kandinsky.evaluation.samples import EvaluatedSystem, SampleBlock
 from open_kandinsky.metrics import evaluators
 from open_kandinsky.metrics.evaluators import DINOv2, Inception, LPIPSMetric, folded
 from open_kandinsky.weights import published, store
@@ -40,19 +37,22 @@ from open_kandinsky.weights.published import DINOV2, INCEPTION, VGG16, FoundWeig
 
 @runtime_checkable
 class Pictures(Protocol):
-    """A set of pictures in blocks, each with its caption."""
+    """A set of pictures in blocks, each picture with its caption."""
 
     @property
     def name(self) -> str: ...
-    def of(self, n: int) -> list[SampleBlock]: ...
+    def first_blocks(self, n: int) -> list[SampleBlock]:
+        """The blocks that hold the first `n` pictures."""
+        ...
+
     def pictures(self, block: SampleBlock) -> list[Image.Image]: ...
     def captions(self, block: SampleBlock) -> list[str]: ...
     def converted(self, block: SampleBlock) -> dict[str, int]:
-        """Of the pictures just read, how many were stored in another mode than RGB, by mode."""
+        """Mode other than RGB -> how many pictures of the block were stored in it; after `pictures`."""
         ...
 
     def source(self, block: SampleBlock) -> str:
-        """What decides the block's pictures and captions, as a hash."""
+        """A hash of all that decides the block's pictures and captions."""
         ...
 
 
@@ -63,7 +63,7 @@ class Extractor(Protocol):
     @property
     def name(self) -> str: ...
     def identity(self) -> Mapping[str, Any]:
-        """All that decides its numbers, its weights' hash among it. ValueError where the weights are not at hand."""
+        """All that decides its numbers, the weights' hash included. ValueError where the weights are missing."""
         ...
 
     def __call__(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Mapping[str, Tensor]:
@@ -72,7 +72,7 @@ class Extractor(Protocol):
 
 
 class ExtractorPair(NamedTuple):
-    """One network, as drawn and as real pictures are prepared for it."""
+    """One network, with the preparation of drawn pictures and with that of real ones."""
 
     generated: Extractor
     real: Extractor
@@ -80,48 +80,53 @@ class ExtractorPair(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """One extractor's features of the first `n` of a set of pictures, in the folder `out`, with leases beside them."""
+    """One extractor's features of the first `n` pictures of a set, stored below the folder `out`."""
 
     out: Path
     pictures: Pictures
     extractor: Extractor
     n: int
 
-    def extract(self) -> None:
-        leases = Leases(self.out / "claims" / f"{self.pictures.name}-{self.folder.name}")
-        units = [Extracted(self, block) for block in self.pictures.of(self.n)]
-        with tqdm(total=len(units), desc=f"{self.pictures.name}: {self.extractor.name}", unit="block") as bar:
-            share(units, leases, seen=bar.update)
-
-    def gathered(self) -> dict[str, Tensor]:
-        """By name, [n d], in the pictures' order. ValueError where features are not finite."""
-        parts = [Extracted(self, block).read() for block in self.pictures.of(self.n)]
-        whole = {name: torch.cat([part[name] for part in parts])[: self.n] for name in parts[0]}
-        for name, x in whole.items():
-            if rows := (~x.isfinite().all(1)).nonzero().flatten().tolist():
-                told = f"{self.extractor.name}: features of {len(rows)} {self.pictures.name} pictures are not finite"
-                raise UserError(f"{told}, {rows[:8]} among them: look at those pictures ({name})")
-        return whole
-
-    def converted(self) -> Counter[str]:
-        """How many pictures were stored in another mode than RGB, by mode."""
-        each = [Extracted(self, block).about() for block in self.pictures.of(self.n)]
-        return sum((Counter(json.loads(about["converted"])) for about in each), Counter())
-
-    @cached_property
-    def source(self) -> str:
-        """What decides the pictures, as a hash."""
-        return hashlib.sha256(" ".join(map(self.pictures.source, self.pictures.of(self.n))).encode()).hexdigest()
-
     @cached_property
     def folder(self) -> Path:
         key = json_sha256(self.extractor.identity())[:12]
         return self.out / "features" / self.pictures.name / f"{self.extractor.name}-{key}"
 
+    @cached_property
+    def blocks(self) -> "list[FeatureBlock]":
+        return [FeatureBlock(self, block) for block in self.pictures.first_blocks(self.n)]
+
+    @cached_property
+    def source(self) -> str:
+        """A hash of all that decides the pictures."""
+        each = [self.pictures.source(one.block) for one in self.blocks]
+        return hashlib.sha256(" ".join(each).encode()).hexdigest()
+
+    def extract(self) -> None:
+        """Compute the blocks that are missing or out of date; returns once all are there, by whatever process."""
+        leases = Leases(self.out / "claims" / f"{self.pictures.name}-{self.folder.name}")
+        with tqdm(total=len(self.blocks), desc=f"{self.pictures.name}: {self.extractor.name}", unit="block") as bar:
+            share(self.blocks, leases, seen=bar.update)
+
+    def read(self) -> dict[str, Tensor]:
+        """Features by name, [n d], in the pictures' order. ValueError where they are not finite."""
+        parts = [block.read() for block in self.blocks]
+        features = {name: torch.cat([part[name] for part in parts])[: self.n] for name in parts[0]}
+        for name, x in features.items():
+            if rows := (~x.isfinite().all(1)).nonzero().flatten().tolist():
+                problem = f"features of {len(rows)} {self.pictures.name} pictures are not finite"
+                where = f"{rows[:8]} among them: look at those pictures ({name})"
+                raise UserError(f"{self.extractor.name}: {problem}, {where}")
+        return features
+
+    def converted(self) -> Counter[str]:
+        """Mode other than RGB -> how many pictures were stored in it."""
+        return sum((Counter(json.loads(block.metadata()["converted"])) for block in self.blocks), Counter())
+
 
 @dataclass(frozen=True)
-class Extracted:
-    """One block's features."""
+class FeatureBlock:
+    """The features of one block, as work that processes share."""
 
     features: Features
     block: SampleBlock
@@ -135,20 +140,18 @@ class Extracted:
         return self.features.folder / f"{self.block.name}.safetensors"
 
     def done(self) -> bool:
-        """Whether the file is there, and of the pictures that are."""
-        if not self.path.is_file():
-            return False
-        return self.about()["source"] == self.features.pictures.source(self.block)
+        """Whether the file is there, and of the pictures that are there now."""
+        return self.path.is_file() and self.metadata()["source"] == self.features.pictures.source(self.block)
 
-    def about(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         with safe_open(self.path, "pt") as file:
             return file.metadata()
 
     def do(self) -> None:
         pictures = self.features.pictures
-        found = self.features.extractor(pictures.pictures(self.block), pictures.captions(self.block))
+        x = self.features.extractor(pictures.pictures(self.block), pictures.captions(self.block))
         about = {"source": pictures.source(self.block), "converted": json.dumps(pictures.converted(self.block))}
-        files.write_tensors(self.path, {name: x.contiguous() for name, x in found.items()}, about)
+        files.write_tensors(self.path, {name: part.contiguous() for name, part in x.items()}, about)
 
     def read(self) -> dict[str, Tensor]:
         with safe_open(self.path, "pt") as file:
@@ -160,7 +163,7 @@ INPUT_PATHS = {"pytorch_fid": evaluators.pytorch_fid, "tf1": evaluators.tf1, "cl
 
 @dataclass(frozen=True)
 class EvaluatorWeights:
-    """Where evaluators' weights are looked for, and where they run."""
+    """The folder where evaluators' weights are looked for, and the device where they run."""
 
     folder: str | None
     accept_unknown: bool
@@ -168,11 +171,11 @@ class EvaluatorWeights:
 
     @property
     def place(self) -> Path:
-        """Where what is fetched goes."""
+        """The folder that weights are fetched to."""
         return Path(torch.hub.get_dir()) / "checkpoints" if self.folder is None else Path(self.folder)
 
-    def find(self, wanted: PublishedFile) -> FoundWeights:
-        return published.find(wanted, self.place, accept_unknown=self.accept_unknown)
+    def find(self, file: PublishedFile) -> FoundWeights:
+        return published.find(file, self.place, accept_unknown=self.accept_unknown)
 
 
 class InceptionFeatures:
@@ -197,14 +200,14 @@ class InceptionFeatures:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Mapping[str, Tensor]:
-        found = self.network(stacked(images).to(self.shelf.device))
-        return {"pool": found.pool.float().cpu(), "logits": found.logits_unbiased.float().cpu()}
+        x = self.network(stacked(images).to(self.shelf.device))
+        return {"pool": x.pool.float().cpu(), "logits": x.logits_unbiased.float().cpu()}
 
 
 class ClipFeatures:
-    """`image` and `text` [b d] by a published CLIP of open_clip's. `prefix` stands before each caption.
+    """`image` and `text` [b d] by a published CLIP of open_clip's; `prefix` is put before each caption.
 
-    open_clip's tokenizer keeps the end of text where a caption is cut. ValueError for a model that it has not.
+    open_clip's tokenizer keeps the end-of-text token where it cuts a caption. ValueError for a model it does not have.
     """
 
     def __init__(self, *, shelf: EvaluatorWeights, model: str, pretrained: str, prefix: str) -> None:
@@ -216,14 +219,14 @@ class ClipFeatures:
         return self.shelf.find(published_clip(self.model_name, self.pretrained))
 
     def identity(self) -> Mapping[str, Any]:
-        known = {"model": self.model_name, "pretrained": self.pretrained, "prefix": self.prefix}
-        return known | {"weights_sha256": self.weights.sha256}
+        choices = {"model": self.model_name, "pretrained": self.pretrained, "prefix": self.prefix}
+        return choices | {"weights_sha256": self.weights.sha256}
 
     @cached_property
     def model(self) -> Any:
-        made = open_clip.create_model(self.model_name, force_quick_gelu=self.pretrained == "openai")
-        made.load_state_dict(clip_state(self.weights))
-        return made.eval().to(self.shelf.device)
+        model = open_clip.create_model(self.model_name, force_quick_gelu=self.pretrained == "openai")
+        model.load_state_dict(clip_state(self.weights))
+        return model.eval().to(self.shelf.device)
 
     @cached_property
     def tokenizer(self) -> Callable[[list[str]], Tensor]:
@@ -231,38 +234,40 @@ class ClipFeatures:
 
     def cut(self, captions: Sequence[str]) -> list[str]:
         """The captions that are longer than the network reads."""
-        room = self.tokenizer.context_length - 2  # type: ignore[attr-defined]
-        return [text for text in captions if len(self.tokenizer.encode(self.prefix + text)) > room]  # type: ignore[attr-defined]
+        longest = self.tokenizer.context_length - 2  # type: ignore[attr-defined]
+        return [text for text in captions if len(self.tokenizer.encode(self.prefix + text)) > longest]  # type: ignore[attr-defined]
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Mapping[str, Tensor]:
-        prepare = ClipPixels(size=square(self.model.visual.image_size))
+        size = self.model.visual.image_size  # an int, or (height, width)
+        prepare = ClipPixels(size=size[0] if isinstance(size, tuple) else size)
         pixels = torch.stack([prepare(image) for image in images]).to(self.shelf.device)
         token = self.tokenizer([self.prefix + text for text in captions]).to(self.shelf.device)
-        found = {"image": self.model.encode_image(pixels), "text": self.model.encode_text(token)}
-        return {name: x.float().cpu() for name, x in found.items()}
+        emb = {"image": self.model.encode_image(pixels), "text": self.model.encode_text(token)}
+        return {name: x.float().cpu() for name, x in emb.items()}
 
 
-class OwnClip:
-    """`image` and `text` [b d] by the system's own CLIP: no weights to fetch, and no number to compare with others'."""
+class SystemClip:
+    """`image` and `text` [b d] by the evaluated system's own CLIP: nothing to fetch, and no published number to compare
+    with."""
 
     name = "own_clip"
     prefix = ""
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
+    def __init__(self, system: EvaluatedSystem) -> None:
+        self.system = system
 
     def identity(self) -> Mapping[str, Any]:
-        return {"weights_sha256": self.subject.weights_sha256["clip"]}
+        return {"weights_sha256": self.system.weights_sha256["clip"]}
 
     def cut(self, captions: Sequence[str]) -> list[str]:
-        return self.subject.open().clip.cut(captions)
+        return self.system.open().clip.cut(captions)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Mapping[str, Tensor]:
-        pipe = self.subject.open()
-        found = {"image": pipe.image_to_embedding(images), "text": pipe.clip.encode_text(captions).emb}
-        return {name: x.float().cpu() for name, x in found.items()}
+        pipe = self.system.open()
+        emb = {"image": pipe.image_to_embedding(images), "text": pipe.clip.encode_text(captions).emb}
+        return {name: x.float().cpu() for name, x in emb.items()}
 
 
 class DINOv2Features:
@@ -292,7 +297,7 @@ class DINOv2Features:
 
 
 class LPIPSDistance:
-    """How far two batches of pictures are apart, [b], both float [-1, 1]; VGG16's weights as for an extractor."""
+    """LPIPS [b] between two batches of pictures, both float [-1, 1]."""
 
     def __init__(self, *, shelf: EvaluatorWeights) -> None:
         self.shelf = shelf
@@ -312,7 +317,7 @@ class LPIPSDistance:
 
 @dataclass(frozen=True)
 class PreparedExtractor:
-    """An extractor that is given prepared pictures."""
+    """An extractor behind a preparation of its pictures."""
 
     extractor: Extractor
     preparation: Preparation
@@ -333,19 +338,17 @@ class PreparedExtractor:
 
 
 def published_clip(model: str, pretrained: str) -> PublishedFile:
-    """Where open_clip says that a CLIP is; of OpenAI's the address names the hash."""
+    """The file of a CLIP of open_clip's. OpenAI's URLs name the hash; of others none is published."""
     cfg = open_clip.get_pretrained_cfg(model, pretrained)
     if not cfg:
-        there = sorted(tag for name, tag in open_clip.list_pretrained() if name == model)
-        raise UserError(f"open_clip has no {model} pretrained as {pretrained}; it has {', '.join(there) or 'none'}")
+        tags = sorted(tag for name, tag in open_clip.list_pretrained() if name == model)
+        raise UserError(f"open_clip has no {model} pretrained as {pretrained}; it has {', '.join(tags) or 'none'}")
     what = f"open_clip's {model} ({pretrained})"
     if url := cfg.get("url"):
         digest, file = url.split("/")[-2:]
         return PublishedFile(file=file, sha256=digest if len(digest) == 64 else None, url=url, what=what)
-    hub = cfg["hf_hub"].strip("/")
-    file = "open_clip_model.safetensors"
-    named = f"{model}-{pretrained}.safetensors"
-    return PublishedFile(file=named, sha256=None, url=f"https://huggingface.co/{hub}/resolve/main/{file}", what=what)
+    url = f"https://huggingface.co/{cfg['hf_hub'].strip('/')}/resolve/main/open_clip_model.safetensors"
+    return PublishedFile(file=f"{model}-{pretrained}.safetensors", sha256=None, url=url, what=what)
 
 
 def clip_state(found: FoundWeights) -> Mapping[str, Tensor]:
@@ -363,7 +366,3 @@ def stacked(images: Sequence[Image.Image]) -> Tensor:
     if len(sizes := {image.size for image in images}) > 1:
         raise UserError(f"pictures of {len(sizes)} sizes, {sorted(sizes)[:2]} among them: the protocol sets no size")
     return torch.stack([to_tensor(image) for image in images])
-
-
-def square(size: int | tuple[int, int]) -> int:
-    return size[0] if isinstance(size, tuple) else size

@@ -1,24 +1,15 @@
-"""How a picture is cropped and resized before it is compared with others. Protocols differ in nothing so much.
-
-Sets of pictures that are held against each other: drawn ones and real ones.
-"""
+"""How a picture is cropped and resized before an evaluator sees it: what protocols differ in most."""
 
 import io
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 from PIL import Image
 
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.suggest import lookup
-from open_kandinsky.data.coco import Coco
 from open_kandinsky.data.transforms import centre_square
-from open_kandinsky.evaluation import samples
-from open_kandinsky.evaluation.report import lines_sha256
-from open_kandinsky.evaluation.samples import SampleBlock, Samples
 
 Filter = Image.Resampling
 Crop = Callable[[Image.Image, int | None, Filter], Image.Image]
@@ -35,7 +26,7 @@ def centre(image: Image.Image, size: int | None, filter: Filter) -> Image.Image:
 
 
 def centre_rounded(image: Image.Image, size: int | None, filter: Filter) -> Image.Image:
-    """The same as torchvision's center_crop has it: half a pixel is rounded to even: with 3 to spare it begins at 2.
+    """The same at torchvision's place, which rounds half a pixel to even: with 3 to spare the square begins at 2.
 
     GigaGAN.
     """
@@ -92,16 +83,16 @@ class Preparation:
         return through_jpeg(CROPS[self.crop](image, self.size, FILTERS[self.filter]), self.jpeg_after)
 
     def distorts(self, width: int, height: int) -> bool:
-        """Whether pictures of this size change their shape: count them, and say so in the report."""
+        """Whether pictures of this size change their aspect ratio, which a report must say."""
         return self.crop == "stretch" and self.size is not None and width != height
 
     def identity(self) -> dict[str, Any]:
-        """What features of prepared pictures depend on, for a hash."""
+        """Every setting, for a hash."""
         return asdict(self)
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """As PIL converts. What it would clip is refused."""
+    """PIL's conversion to RGB. ValueError for modes whose values it would clip."""
     if image.mode.startswith(("I", "F")):
         raise UserError(f"a picture of mode {image.mode!r} has more than 8 bits a channel; save it with 8")
     return image.convert("RGB")
@@ -112,76 +103,15 @@ def square(image: Image.Image, size: int | None, filter: Filter) -> Image.Image:
 
 
 def cut_rounded(image: Image.Image, size: int) -> Image.Image:
-    """The centred square of `size` at torchvision's place."""
+    """The centred square of `size`, where torchvision's center_crop puts it."""
     left, top = (round((side - size) / 2) for side in image.size)
     return image.crop((left, top, left + size, top + size))
 
 
 def through_jpeg(image: Image.Image, quality: int | None) -> Image.Image:
-    """What is read again after it was written at that quality; the image itself for None."""
+    """The picture after one round trip through JPEG at that quality; itself for None."""
     if quality is None:
         return image
     data = io.BytesIO()
     image.save(data, "JPEG", quality=quality)
     return Image.open(data).convert("RGB")
-
-
-REAL_BLOCK = 64
-
-
-@dataclass(frozen=True)
-class Generated:
-    """What a system drew."""
-
-    samples: Samples
-    name: str = "generated"
-
-    def of(self, n: int) -> list[SampleBlock]:
-        return self.samples.of(n)
-
-    def pictures(self, block: SampleBlock) -> list[Image.Image]:
-        return self.samples.pictures(block)
-
-    def captions(self, block: SampleBlock) -> list[str]:
-        return [self.samples.prompts[row] for row in block.rows]
-
-    def converted(self, block: SampleBlock) -> dict[str, int]:
-        return {}
-
-    def source(self, block: SampleBlock) -> str:
-        about = samples.marker(self.samples.folder, block)
-        return lines_sha256([about["tar_sha256"] if about else "", *self.captions(block)])
-
-
-@dataclass(frozen=True)
-class Real:
-    """Pictures of COCO. A file's size tells when it has become another, without reading it."""
-
-    ids: Sequence[int]
-    texts: Sequence[str]
-    coco: Coco
-
-    @property
-    def name(self) -> str:
-        return f"real-{lines_sha256([str(i) for i in self.ids])[:8]}"
-
-    def of(self, n: int) -> list[SampleBlock]:
-        return [block for block in self.blocks if block.start < n]
-
-    @cached_property
-    def blocks(self) -> list[SampleBlock]:
-        return samples.blocks(len(self.ids), REAL_BLOCK)
-
-    def pictures(self, block: SampleBlock) -> list[Image.Image]:
-        return [self.coco.picture(self.ids[row]) for row in block.rows]
-
-    def captions(self, block: SampleBlock) -> list[str]:
-        return [self.texts[row] for row in block.rows]
-
-    def converted(self, block: SampleBlock) -> dict[str, int]:
-        modes = [self.coco.converted.get(self.ids[row]) for row in block.rows]
-        return dict(Counter(mode for mode in modes if mode is not None))
-
-    def source(self, block: SampleBlock) -> str:
-        each = [f"{self.ids[row]} {self.coco.size_of(self.ids[row])}" for row in block.rows]
-        return lines_sha256([*each, *self.captions(block)])

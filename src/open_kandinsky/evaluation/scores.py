@@ -1,9 +1,8 @@
-"""From features to the numbers that papers print. Each score says which networks it reads.
+"""From features to the numbers that papers print: FID, KID, Inception score, precision and recall, CMMD, CLIP score.
 
-Means and covariances of real pictures in place of the pictures: the npz files that evaluation programs exchange.
-
-Ours hold `mu` and `sigma`, as pytorch-fid, clean-fid and text2image-benchmark write and read them, and beside them what
-they are of. Those of others do not say what they are of, and are taken only if that is accepted by name.
+Means and covariances of real features can stand for the pictures, in the npz files that evaluation programs exchange:
+`mu` and `sigma` as pytorch-fid, clean-fid and text2image-benchmark write them. Ours also say what they are of; others
+are taken only where the user accepts that they do not say it.
 """
 
 import hashlib
@@ -36,26 +35,31 @@ SEED = 0  # of KID's subsets, and of the order in which the Inception score spli
 class Score:
     """`compute(generated, real)`, where `real` is empty if the score needs no real pictures."""
 
-    reads: str  # the role of an extractor: inception, dinov2, cmmd, or clip for each of the protocol's
-    real: bool
+    reads: str  # a role in the protocol: inception, dinov2, cmmd, clip or own_clip
+    real: bool  # whether it needs real pictures
     compute: Callable[[Set, Set], Mapping[str, float]]
-    about: str = ""  # what else decides it
+    about: str = ""  # what else decides the number
 
 
 def fid(generated: Set, real: Set) -> dict[str, float]:
-    few = min(len(generated["pool"]), len(real["pool"])) < SMALL
-    return {"fid_small_n" if few else "fid": cross_checked(real["pool"], generated["pool"])}
+    n = min(len(generated["pool"]), len(real["pool"]))
+    return {fid_name(n): cross_checked(real["pool"], generated["pool"])}
+
+
+def fid_name(n: int) -> str:
+    """FID by another name where `n` pictures are too few for it."""
+    return "fid_small_n" if n < SMALL else "fid"
 
 
 def kernel_distance(generated: Set, real: Set) -> dict[str, float]:
     size = min(1000, len(generated["pool"]), len(real["pool"]))
-    found = kid(real["pool"], generated["pool"], seed=SEED, subset_size=size)
-    return {"kid": found.mean, "kid_std": found.std}
+    mean, std = kid(real["pool"], generated["pool"], seed=SEED, subset_size=size)
+    return {"kid": mean, "kid_std": std}
 
 
 def inception(generated: Set, real: Set) -> dict[str, float]:
-    found = inception_score(generated["logits"], seed=SEED, splits=min(10, len(generated["logits"])))
-    return {"is": found.mean, "is_std": found.std}
+    mean, std = inception_score(generated["logits"], seed=SEED, splits=min(10, len(generated["logits"])))
+    return {"is": mean, "is_std": std}
 
 
 def precision(generated: Set, real: Set) -> dict[str, float]:
@@ -67,18 +71,18 @@ def fd_dinov2(generated: Set, real: Set) -> dict[str, float]:
 
 
 def maximum_mean_discrepancy(generated: Set, real: Set) -> dict[str, float]:
-    found = cmmd(real["image"], generated["image"])
-    return {"cmmd": found.value, "cmmd_unbiased": found.unbiased}
+    distance = cmmd(real["image"], generated["image"])
+    return {"cmmd": distance.value, "cmmd_unbiased": distance.unbiased}
 
 
 def similarity(generated: Set, real: Set) -> dict[str, float]:
-    """Raw cosines, neither clipped nor scaled: their mean, and its standard error."""
+    """Mean cosine of picture and caption, neither clipped nor scaled, and its standard error."""
     each = clip_score(generated["image"], generated["text"])
     return {"clip_score": float(each.mean()), "clip_score_se": float(each.std() / len(each) ** 0.5)}
 
 
 def frechet(generated: Set, real: Set) -> dict[str, float]:
-    """On a CLIP's pictures: never to be called FID."""
+    """The Fréchet distance of a CLIP's features of pictures, which is not FID."""
     return {"frechet_distance": cross_checked(real["image"], generated["image"])}
 
 
@@ -95,8 +99,8 @@ SCORES = {
 }
 
 
-def named(metrics: Sequence[str]) -> dict[str, Score]:
-    """ValueError for a score that there is not."""
+def select(metrics: Sequence[str]) -> dict[str, Score]:
+    """The scores of these names. ValueError for a name that is not in SCORES, and for none."""
     if unknown := [name for name in metrics if name not in SCORES]:
         raise UserError(f"metrics: no score is called {unknown[0]!r}; there are {', '.join(SCORES)}")
     if not metrics:
@@ -105,48 +109,40 @@ def named(metrics: Sequence[str]) -> dict[str, Score]:
 
 
 def worst(generated: Set, n: int) -> list[int]:
-    """The pictures that agree least with their captions."""
+    """The numbers of the `n` pictures that agree least with their captions, the worst first."""
     return torch.argsort(clip_score(generated["image"], generated["text"]))[:n].tolist()
 
 
-ABOUT = "about"
+def fid_to_moments(path: Path, about: Mapping[str, Any], *, accept_unknown: bool) -> Score:
+    """FID to the moments in an npz, without real pictures; ValueError as `read_moments`."""
+    real_moments = read_moments(path, about, accept_unknown=accept_unknown)
+
+    def compute(generated: Set, real: Set) -> dict[str, float]:
+        x = generated["pool"]
+        return {fid_name(len(x)): frechet_from_moments(*moments(x), *real_moments)}
+
+    return Score("inception", False, compute, f"against {hashlib.sha256(path.read_bytes()).hexdigest()}")
 
 
-@dataclass(frozen=True)
-class Against:
-    """FID against an npz's moments."""
-
-    real: Moments
-
-    def __call__(self, generated: Set, real: Set) -> dict[str, float]:
-        own = moments(generated["pool"])
-        name = "fid_small_n" if len(generated["pool"]) < SMALL else "fid"
-        return {name: frechet_from_moments(*own, *self.real)}
-
-
-def against(path: Path, wanted: Mapping[str, Any], *, accept_unknown: bool) -> Score:
-    """FID, of drawn pictures alone; ValueError as `read`."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-    return Score("inception", False, Against(read(path, wanted, accept_unknown=accept_unknown)), f"against {digest}")
-
-
-def write(path: Path, features: Tensor, about: Mapping[str, Any]) -> None:
+def write_moments(path: Path, features: Tensor, about: Mapping[str, Any]) -> None:
+    """Write mean and covariance of features [n d], with `about`, a description that `read_moments` compares."""
     mean, cov = moments(features)
     data = io.BytesIO()
     np.savez(data, mu=mean.numpy(), sigma=cov.numpy(), n=len(features), about=json.dumps(about, sort_keys=True))
     files.write(path, data.getvalue())
 
 
-def read(path: Path, wanted: Mapping[str, Any], *, accept_unknown: bool) -> Moments:
-    """ValueError for a file that is no such npz, that is of something else than `wanted`, or that does not say."""
+def read_moments(path: Path, about: Mapping[str, Any], *, accept_unknown: bool) -> Moments:
+    """The moments in an npz. ValueError for a file without mu and sigma, for one of another description than `about`,
+    and, unless `accept_unknown`, for one without a description."""
     try:
         with np.load(path, allow_pickle=False) as file:
             mu, sigma = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
-            told = json.loads(str(file[ABOUT])) if ABOUT in file else None
+            description = json.loads(str(file["about"])) if "about" in file else None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"real_stats={path}: no npz of mu and sigma ({error})") from error
-    if told is None and not accept_unknown:
+    if description is None and not accept_unknown:
         raise UserError(f"real_stats={path}: does not say what it is of; accept_unknown_stats=true takes it as it is")
-    if told is not None and told != json.loads(json.dumps(wanted)):
-        raise UserError(f"real_stats={path}: of {told}, where this protocol compares with {dict(wanted)}")
+    if description is not None and description != json.loads(json.dumps(about)):
+        raise UserError(f"real_stats={path}: of {description}, where this protocol compares with {dict(about)}")
     return Moments(mu, sigma)

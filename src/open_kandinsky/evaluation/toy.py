@@ -85,8 +85,8 @@ class ShapesProtocol:
         if (out / METRICS).exists():
             raise UserError(f"out={out} holds metrics already, and none are overwritten: choose another folder")
         judges = {
-            prior_name(folder): Judge(subject.open(), self.world, batch_size=self.batch_size)
-            for folder, subject in request.subjects.items()
+            prior_name(folder): Judge(system.open(), self.world, batch_size=self.batch_size)
+            for folder, system in request.systems.items()
         }
         metrics, pixels = self.measure(judges)
         seen, own = self.examples["seen"], next(iter(judges.values()))

@@ -151,7 +151,7 @@ def test_a_beginning_is_the_same_pictures(done, asked, tmp_path):
     assert first["metrics"] == alone["metrics"] and first["n"] == 7
     assert len(list((tmp_path / "alone" / "pictures").glob("*.tar"))) == 2
     for block in (SampleBlock(0, 0, 5), SampleBlock(1, 5, 10)):
-        pair = [samples.read(folder / "pictures", block) for folder in (out, tmp_path / "alone")]
+        pair = [samples.read_block(folder / "pictures", block) for folder in (out, tmp_path / "alone")]
         assert [image.tobytes() for image in pair[0]] == [image.tobytes() for image in pair[1]]
 
 

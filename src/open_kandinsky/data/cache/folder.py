@@ -193,7 +193,7 @@ class CacheShards:
         self.folder, self.fields = Path(folder), fields
         self.names, self.counts = list(manifest["shards"]), list(manifest["shards"].values())
 
-    def read(self, shard: int, wanted: Sequence[int], tally: object) -> Iterator[tuple[int, CachedExample]]:
+    def read(self, shard: int, wanted: Sequence[int], stats: object) -> Iterator[tuple[int, CachedExample]]:
         """Position and example of each of `wanted`, ascending. A cache has nothing that cannot be used to tally.
 
         ValueError for a shard that is missing, damaged or not the manifest's.

@@ -58,7 +58,7 @@ class LayoutProtocol:
         items = benchmark.read(prompts)
         texts = [benchmark.prompt(item) for item in items for _ in range(benchmark.each)]
         folder, size = asked.out / self.name, min(asked.block, len(texts))
-        samples = Samples(asked.out / "pictures", texts, asked.subject, seeds="independent", size=size)
+        samples = Samples(asked.out / "pictures", texts, asked.system, seeds="independent", size=size)
         samples.draw(len(texts), Leases(asked.out / "claims" / "pictures"))
         laid = Laid(folder, lambda: benchmark.write(folder, items, drawn(samples, benchmark.each)))
         share([laid], Leases(asked.out / "claims" / "layout"), seen=lambda: None)
@@ -70,7 +70,7 @@ class LayoutProtocol:
         if path.exists():
             raise UserError(f"out={asked.out} holds metrics already, and none are overwritten: choose another folder")
         found = BENCHMARKS[self.name].results(results)
-        weights = dict(asked.subject.weights_sha256)
+        weights = dict(asked.system.weights_sha256)
         made = {"weights_sha256": weights, "versions": versions(), "made": {"commit": commit()}}
         write_json(path, {"protocol": self.name, "metrics": found, **made})
         return f"read: {path}"
