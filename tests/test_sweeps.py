@@ -27,12 +27,12 @@ def test_each_combination_is_a_job():
 
 
 def test_of_a_search_one_job_is_known():
-    assert jobs("sweep=optuna", "stage.optimizer.lr=tag(log,interval(0.1,1))", "seed=3,4") == [
-        ["sweep=optuna", "stage.optimizer.lr=0.1", "seed=3"]
+    assert jobs("hparams_search=optuna", "stage.optimizer.lr=tag(log,interval(0.1,1))", "seed=3,4") == [
+        ["hparams_search=optuna", "stage.optimizer.lr=0.1", "seed=3"]
     ]
 
 
-@pytest.mark.parametrize("typed", ["launcher=slurm", "sweep=grid", "hydra/launcher=submitit_local"])
+@pytest.mark.parametrize("typed", ["launcher=slurm", "hparams_search=grid", "hydra/launcher=submitit_local"])
 def test_a_launcher_without_jobs_is_refused(typed):
     with pytest.raises(ValueError, match=f"'{typed}' starts jobs of their own: add -m") as refusal:
         sweep.refuse_one_job(compose.parse([typed]))
@@ -43,13 +43,13 @@ def test_a_launcher_without_jobs_is_refused(typed):
 MISTAKES = {
     "launcher=slrm": "no such option 'launcher=slrm'; did you mean 'launcher=slurm'?",
     "hydra.launcher.partitoin=gpu": "no such key 'hydra.launcher.partitoin'; did you mean 'hydra.launcher.partition'?",
-    "sweep=optna": "no such option 'sweep=optna'; did you mean 'sweep=optuna'?",
+    "hparams_search=optna": "no such option 'hparams_search=optna'; did you mean 'hparams_search=optuna'?",
 }
 
 
 @pytest.mark.parametrize("typed", MISTAKES)
 def test_a_mistake_names_the_way_out(typed):
-    chosen = [] if typed.startswith(("launcher", "sweep")) else ["launcher=slurm"]
+    chosen = [] if typed.startswith(("launcher", "hparams_search")) else ["launcher=slurm"]
     with pytest.raises(ValueError) as refusal:
         compose.compose("train", ["experiment=prior_toy", *chosen, typed])
     assert str(refusal.value) == MISTAKES[typed]
@@ -74,7 +74,9 @@ def test_a_jobs_folder_is_named_after_its_values():
         with compose.initialized(compose.CONF, "train"):
             import hydra
 
-            cfg = hydra.compose("train", ["experiment=prior_toy", "sweep=grid", *typed], return_hydra_config=True)
+            cfg = hydra.compose(
+                "train", ["experiment=prior_toy", "hparams_search=grid", *typed], return_hydra_config=True
+            )
         with compose.known_to_hydra(cfg):
             return cfg.run_dir
 
@@ -118,7 +120,7 @@ class TestStudy:
         assert sweep.to_go("s", address, 5)[0] == 3
 
 
-@pytest.mark.parametrize("typed", [["seed=0,1"], ["sweep=optuna", "stage.optimizer.lr=interval(0,1)"]])
+@pytest.mark.parametrize("typed", [["seed=0,1"], ["hparams_search=optuna", "stage.optimizer.lr=interval(0,1)"]])
 def test_one_folder_for_several_jobs_is_refused(typed):
     with pytest.raises(ValueError, match="run_dir=one is one folder for several jobs: leave it out") as refusal:
         sweep.refuse_one_folder(compose.parse([*typed, "run_dir=one"]))
@@ -177,7 +179,7 @@ def test_jobs_that_share_a_folder_are_refused_before_the_first_one(several, tmp_
 @pytest.mark.slow
 def test_jobs_in_processes_of_their_own_that_are_not_trained_twice(cached, tmp_path):
     given = [o for o in overrides("prior_linear", cached, "run_dir=") if not o.startswith("run_dir=")]
-    done = launched(given, tmp_path, "sweep=grid", "seed=0,1")
+    done = launched(given, tmp_path, "hparams_search=grid", "seed=0,1")
     assert done.returncode == 0, done.stderr
     runs = sorted((tmp_path / "runs" / "prior_toy" / "sweep").iterdir())
     assert sorted(OmegaConf.load(run / "config.yaml").seed for run in runs) == [0, 1]
@@ -193,7 +195,7 @@ def launched(given, folder, *typed):
 
 @pytest.mark.slow
 def test_jobs_that_are_started_at_once_have_a_folder_each(cached, tmp_path):
-    """Without sweep=grid, as conf/launcher/local.yaml has it; the third is a person's mistake."""
+    """Without hparams_search=grid, as conf/launcher/local.yaml has it; the third is a person's mistake."""
     given = [o for o in overrides("prior_linear", cached, "run_dir=") if not o.startswith("run_dir=")]
     done = launched(given, tmp_path, "trainer.max_steps=2,3,-1")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

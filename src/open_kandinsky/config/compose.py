@@ -204,6 +204,8 @@ def checked(config_name: str, typed: list[str], conf: Path, complete: bool) -> D
         parsed = parse(typed)
         refuse_sweeps(parsed)
         folders = [conf, *search_folders(parsed)]
+        for o in parsed:
+            validate.refuse_former(dotted(o), str(o.input_line), folders)
         choices = [o for o in parsed if is_choice(o, folders)]
         refuse_unknown_options(choices, folders)
 

@@ -22,7 +22,7 @@ from open_kandinsky.core.failures import REFUSED
 from open_kandinsky.core.secrets import masked
 
 FAILED = "failed.txt"  # in a sweep's folder: a line for each job that did
-SWEEPERS, LAUNCHERS = ("sweep", "hydra/sweeper"), ("launcher", "hydra/launcher")
+SWEEPERS, LAUNCHERS = ("hparams_search", "hydra/sweeper"), ("launcher", "hydra/launcher")
 
 
 def jobs(parsed: Sequence[Override]) -> Iterator[list[str]]:
@@ -100,7 +100,7 @@ class JobResult(NamedTuple):
 
 
 class Teller(Callback):
-    """Says which jobs a sweep has, and which of them was the best. Hydra finds it by conf/quiet.yaml."""
+    """Says which jobs a sweep has, and which of them was the best. Hydra finds it by conf/hydra/default.yaml."""
 
     def __init__(self) -> None:
         self.swept: set[str] = set()

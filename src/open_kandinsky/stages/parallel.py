@@ -75,8 +75,8 @@ class Engine:
     takes as it is only, is in channels_last; a CPU trains faster without (benchmarks/README.md).
     """
 
-    def __init__(self, *, ways: list[Way]) -> None:
-        self.ways = ways
+    def __init__(self, *, ways: Mapping[str, Way]) -> None:
+        self.ways = list(ways.values())
         self.done: list[nn.Module] = []
 
     def apply(self, stage: LightningModule, *networks: nn.Module) -> None:
