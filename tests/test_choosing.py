@@ -28,8 +28,6 @@ from open_kandinsky.data.pairs import (
     Shape,
     Shapes,
 )
-from open_kandinsky.data.tar.index import Indexer
-from open_kandinsky.data.tar.reader import Sidecars
 from open_kandinsky.data.tar.sample import Raw
 from open_kandinsky.data.transforms import MAX_PIXELS, ClipPixels, Pixels, covering, image_size, open_image
 
@@ -319,9 +317,7 @@ def test_facts_of_the_side_file_count_where_the_json_has_none():
 # --- configuration ---
 
 CONF = Path(__file__).parents[1] / "conf"
-CHOICES = [
-    path for group in ("filters", "caption", "buckets", "sidecars", "index") for path in (CONF / group).glob("*")
-]
+CHOICES = list((CONF / "data").glob("*/*.yaml"))
 
 
 @pytest.mark.parametrize("path", sorted(CHOICES), ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -330,6 +326,6 @@ def test_each_choice_can_be_built(path):
     validate.refuse_misfits(OmegaConf.to_container(node, resolve=False))
     cfg = OmegaConf.create({"dims": {"image_size": 256}, "node": node})
     made = instantiate(cfg.node)
-    likeness = {"filters": Chooser, "caption": CaptionChooser, "buckets": Shapes, "sidecars": Sidecars}
-    assert isinstance(made, likeness.get(path.parent.name, Indexer))
+    likeness = {"filters": Chooser, "captions": CaptionChooser, "buckets": Shapes}
+    assert isinstance(made, likeness[path.parent.name])
     assert path.read_text().startswith("# @package data.") and pickle.loads(pickle.dumps(made)) is not None

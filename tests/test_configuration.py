@@ -15,7 +15,7 @@ from open_kandinsky.core import failures
 ROOT = Path(__file__).parents[1]
 TREE = {
     "train.yaml": """
-defaults: [quiet, stage: steps, trainer: cpu, _self_, experiment: null]
+defaults: [hydra: default, stage: steps, trainer: cpu, _self_, experiment: null]
 seed: 0
 run_dir: runs/${hydra:runtime.choices.experiment}
 data: null
@@ -35,9 +35,9 @@ step_size: 1
 defaults: [override /network@stage.optimizer.params: prior/linear]
 seed: 3
 """,
-    "small.yaml": "{defaults: [quiet, _self_], seed: 0}",
+    "small.yaml": "{defaults: [hydra: default, _self_], seed: 0}",
     "wanting.yaml": """
-defaults: [quiet, _self_]
+defaults: [hydra: default, _self_]
 weights: ???    # a run folder or a hub id
 layer:
   _target_: torch.nn.Linear
@@ -56,7 +56,8 @@ def conf(tmp_path_factory):
     for name, text in TREE.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    shutil.copy(ROOT / "conf" / "quiet.yaml", folder)
+    (folder / "hydra").mkdir()
+    shutil.copy(ROOT / "conf" / "hydra" / "default.yaml", folder / "hydra")
     return folder
 
 

@@ -177,7 +177,7 @@ def test_beside_what_no_side_file_lies(url):
 
 
 def test_no_columns_are_refused():
-    with pytest.raises(ValueError, match="sidecars=none"):
+    with pytest.raises(ValueError, match=r"data.parquet_columns=\[\]: .* or null"):
         ParquetSidecars(columns=[])
 
 

@@ -104,13 +104,13 @@ def test_a_flipped_bit_in_the_shard_of_one_is_told_by_all(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "way", "strategy"),
-    [(case, way, "fsdp") for case in ("prior", "decoder") for way in ("recompute", "compile_recompute")]
+    [(case, way, "fsdp") for case in ("prior", "decoder") for way in ("recompute", "[compile,recompute]")]
     + [("decoder", "compile", "single"), ("movq", "recompute", "single")]
-    + [("prior", "budget", "fsdp"), ("decoder", "compile_budget", "fsdp")],
+    + [("prior", "budget", "fsdp"), ("decoder", "[compile,budget]", "fsdp")],
 )
 def test_recomputed_and_compiled_networks_train_alike(case, way, strategy):
     """With the same names in their state dicts."""
-    backend = ["stage.engine.ways.0.backend=aot_eager"] if "compile" in way else []
+    backend = ["stage.engine.ways.compile.backend=aot_eager"] if "compile" in way else []
     processes = 2 if strategy == "fsdp" else 1
     (*_, found) = ranks(processes, run, case, strategy, processes, 6, (f"engine={way}", *backend))
     assert_same(found, alone(case, 6), steps=6)

@@ -133,7 +133,7 @@ def test_a_run_killed_after_its_last_step_ends_when_it_goes_on(run, monkeypatch)
 
 @pytest.mark.slow
 def test_the_newest_checkpoints_stay_and_go_on_being_the_newest(run):
-    few = ["checkpoints=newest", "callbacks.checkpoint.every_n_train_steps=1", "callbacks.checkpoint.save_top_k=2"]
+    few = ["callbacks.checkpoint.every_n_train_steps=1", "callbacks.checkpoint.save_top_k=2"]
     folder = run("prior_linear", 4, "a", *few, *steady("prior_linear", 7))
     assert {p.stem for p in (folder / "checkpoints").iterdir()} == {"step=00000003", "step=00000004", "last"}
     run("prior_linear", 7, "a", *few, f"resume='{folder}/checkpoints/last.ckpt'")

@@ -107,7 +107,7 @@ def test_it_is_drawn_once_in_every_so_many_steps(run):
 
 
 def test_a_preview_of_inpainting_knows_its_masks(run):
-    folder = run("decoder", "run", "network/unet=toy", "beside=inpainting", "stage.network.in_channels=9")
+    folder = run("decoder", "run", "network/unet=toy", "stage=decoder_inpainting", "stage.network.in_channels=9")
     assert (folder / "previews" / "00000004.png").is_file()
 
 

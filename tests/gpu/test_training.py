@@ -46,7 +46,7 @@ def test_killed_and_resumed_is_uninterrupted(case, tmp_path):
 
 @pytest.mark.parametrize(
     ("case", "strategy", "engine"),
-    [("decoder", "single", "compile"), ("prior", "single", "compile_recompute"), ("decoder", "fsdp", "recompute")],
+    [("decoder", "single", "compile"), ("prior", "single", "[compile,recompute]"), ("decoder", "fsdp", "recompute")],
 )
 def test_other_ways_train_alike(case, strategy, engine):
     expected = trained(case, "single", 6, *GPU)

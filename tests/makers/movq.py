@@ -9,9 +9,10 @@ from makers.system import stage
 from open_kandinsky.core.distributed import broadcast_from_first, gather_rows, mean_over_processes, sum_over_processes
 from open_kandinsky.networks.quantizer import Codebook
 
-ALL_ON = ["adversary_weight=adaptive", "penalty=r1_lecam", "revival=restart", "network/discriminator=per_image"]
-ALL_ON += ["stage.penalties.r1.every=2", "stage.usage.window=3", "adversary_rate=own", "stage.adversary_ramp=3"]
-ALL_ON += ["stage.quantise_from=2", "stage.adversary_from=4", "trainer.max_steps=20"]
+ALL_ON = ["gan/weight=adaptive", "gan/penalty=[r1,lecam]", "network/discriminator=per_image"]
+ALL_ON += ["stage.penalties.r1.every=2", "stage.usage.window=3", "stage.adversary_lr_schedule.at=0"]
+ALL_ON += ["stage.adversary_ramp=3"]
+ALL_ON += ["stage.restart_unused_codes=true", "stage.quantise_from=2", "stage.adversary_from=4", "trainer.max_steps=20"]
 # SGD: Adam makes a whole step of a gradient that is nothing but rounding
 ALL_ON += ["stage.optimizer._target_=torch.optim.SGD", "~stage.optimizer.betas", "stage.optimizer.lr=1e-2"]
 

@@ -10,7 +10,6 @@ from open_kandinsky.data.pairs import Captions, Filters, OneShape
 from open_kandinsky.data.shard_data import ShardData
 from open_kandinsky.data.tar.index import ShardIndex
 from open_kandinsky.data.tar.reader import count as counted
-from open_kandinsky.data.tar.sample import NoSidecars
 from open_kandinsky.data.transforms import Pixels
 
 
@@ -66,7 +65,7 @@ def data(urls, **changes):
         captions=Captions(weights={"txt": 1.0, "caption": 0.0}),
         buckets=OneShape(),
         index=index,
-        sidecars=NoSidecars(),
+        parquet_columns=None,
         batch_size=4,
         workers=0,
         shuffle_buffer=16,

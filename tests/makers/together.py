@@ -22,7 +22,7 @@ CASES = {
     "prior": [],
     "prior_residual": [],
     "decoder": ["trainer.gradient_clip_val=0.1"],
-    "inpainting": ["beside=inpainting", "stage.network.in_channels=9"],
+    "inpainting": ["stage=decoder_inpainting", "stage.network.in_channels=9"],
     "movq": ["stage.quantise_from=3", "stage.adversary_from=100", *SLOWLY],
     "movq_adversary": ["stage.quantise_from=3", "stage.adversary_from=6", *SLOWLY],
 }

@@ -9,7 +9,7 @@ from open_kandinsky.core.failures import message
 from open_kandinsky.train import train
 from open_kandinsky.training.init_weights import initialise
 
-INPAINTING = ["beside=inpainting", "stage.network.in_channels=9"]
+INPAINTING = ["stage=decoder_inpainting", "stage.network.in_channels=9"]
 
 
 def test_a_run_begins_with_anothers_weights(cached, system, tmp_path):

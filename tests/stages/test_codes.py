@@ -1,4 +1,4 @@
-"""Usage over a window, and the revival of exactly the codes that it did not see."""
+"""Usage over a window, and the restart of exactly the codes that it did not see."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from makers.fitting import Repeated, images, trainer
 from makers.system import stage
 
 from open_kandinsky.networks.quantizer import Codebook, perplexity
-from open_kandinsky.stages.movq import NoReset, RandomRestart, Usage, latents_for_codes
+from open_kandinsky.stages.movq import Usage, latents_for_codes, restart_unused
 
 
 def usage(*indices, codes=8):
@@ -34,18 +34,27 @@ def book():
 
 
 def test_exactly_the_unused_are_restarted():
-    made, latents = book(), 10 + torch.rand(8, 3)
+    made, z = book(), 10 + torch.rand(2, 3, 4, 4)
     before, counts = made.embedding.weight.detach().clone(), torch.tensor([1, 0, 4, 0, 0, 2, 9, 1])
-    RandomRestart()(made, counts, lambda: latents)
-    dead = counts == 0
-    assert made.embedding.weight[dead].equal(latents[dead])
+    restart_unused(made, counts, z)
+    dead, latents = counts == 0, z.permute(0, 2, 3, 1).reshape(-1, 3)
+    assert (made.embedding.weight[dead][:, None] == latents).all(2).any(1).all()
     assert made.embedding.weight[~dead].equal(before[~dead])
 
 
-def test_never_draws_nothing():
-    made, before = book(), book().embedding.weight
-    NoReset()(made, torch.zeros(8, dtype=torch.long), lambda: pytest.fail("it drew"))
-    assert made.embedding.weight.equal(before)
+@pytest.mark.parametrize("restart", [False, True])
+def test_codes_are_restarted_at_the_end_of_a_window_where_the_stage_is_to(restart):
+    typed = [f"stage.restart_unused_codes={str(restart).lower()}", "stage.usage.window=2", "stage.quantise_from=0"]
+    made = stage("movq", *typed)
+    made.log_dict = lambda figures: None
+    with torch.no_grad():
+        found = made.reconstruct(images(4)["pixels"], 0)
+    codes, state = made.network.codebook.embedding.weight.detach().clone(), torch.get_rng_state()
+    made.watch_codes(found, 0)
+    assert made.network.codebook.embedding.weight.equal(codes), "within the window"
+    made.watch_codes(found, 1)
+    assert made.network.codebook.embedding.weight.equal(codes) is not restart
+    assert torch.get_rng_state().equal(state) is not restart, "what is not restarted draws nothing"
 
 
 def test_what_is_drawn_are_latents_of_the_batch():
@@ -58,15 +67,15 @@ def test_what_is_drawn_are_latents_of_the_batch():
 
 @pytest.mark.slow
 def test_codes_that_were_dead_are_used_after_a_window():
-    """All but two codes start far away: none is found there without revival, most are with it."""
+    """All but two codes start far away: none is found there without restarts, most are with them."""
     used = {}
-    for revival in ("never", "restart"):
+    for restart in (False, True):
         still = ["stage.optimizer.lr=1e-5", "stage.lr_schedule.warmup=1", "stage.quantise_from=0"]
-        made = stage("movq", f"revival={revival}", "stage.usage.window=4", *still)
+        made = stage("movq", f"stage.restart_unused_codes={str(restart).lower()}", "stage.usage.window=4", *still)
         with torch.no_grad():
             made.network.codebook.embedding.weight[2:] += 1e4
         trainer(8).fit(made, datamodule=Repeated(images(4)))
         index = made.network(images(4)["pixels"]).index
-        used[revival] = len(index.unique())
+        used[restart] = len(index.unique())
         assert int(made.usage.counts.sum()) == 0, "the window ended with the run"
-    assert used["never"] <= 2 and used["restart"] > 10
+    assert used[False] <= 2 and used[True] > 10

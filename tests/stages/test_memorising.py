@@ -9,7 +9,7 @@ from makers.fitting import fit, images, latents
 from makers.system import stage
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-NINE = ["beside=inpainting", "stage.network.in_channels=9"]
+NINE = ["stage=decoder_inpainting", "stage.network.in_channels=9"]
 PRIORS = ["prior", "prior_linear", "prior_residual"]
 CASES = {
     "clip": ("clip", [], images(4)),

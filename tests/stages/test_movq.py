@@ -70,8 +70,9 @@ def test_the_codebook_is_filled_with_latents_of_its_first_batch():
     assert distance.max() < 1e-2 * torch.cdist(latents, latents).mean()
 
 
-BALANCED = ["adversary_weight=adaptive", "penalty=r1_lecam", "revival=restart", "network/discriminator=per_image"]
-BALANCED += ["stage.penalties.r1.every=2", "stage.usage.window=3", "adversary_rate=own", "stage.adversary_ramp=3"]
+BALANCED = ["gan/weight=adaptive", "gan/penalty=[r1,lecam]", "stage.penalties.r1.every=2", "stage.adversary_ramp=3"]
+BALANCED += ["network/discriminator=per_image", "stage.restart_unused_codes=true", "stage.usage.window=3"]
+BALANCED += ["stage.adversary_lr_schedule.at=0"]
 
 
 def test_figures_of_training():
@@ -87,16 +88,16 @@ def test_figures_of_training():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rate", ["own", "in_step"])
-def test_the_adversarys_rate_rises_from_when_it_enters(rate):
-    """It enters with the fourth batch. In the toy its rate is the autoencoder's at the same step."""
+@pytest.mark.parametrize("at", [0, 3])
+def test_the_adversarys_rate_rises_from_when_it_enters(at):
+    """It enters with the fourth batch. With at=3 its rate is the autoencoder's at the same step, as in the toy."""
     warm = ["stage.lr_schedule.warmup=4", "stage.adversary_from=3", "stage.optimizer.lr=1.0", "trainer.max_steps=9"]
     rates = Rates()
-    trainer(6, rates).fit(stage("movq", *warm, f"adversary_rate={rate}"), datamodule=Repeated(images(4)))
+    trainer(6, rates).fit(stage("movq", *warm, f"stage.adversary_lr_schedule.at={at}"), datamodule=Repeated(images(4)))
     autoencoder, adversary = (list(rates) for rates in zip(*rates.seen, strict=True))
     assert autoencoder[:4] == [0.5, 0.75, 1.0, 1.0] and autoencoder[4] > autoencoder[5]
-    expected = {"own": [0.25] * 3 + [0.5, 0.75, 1.0], "in_step": [1.0] * 3 + autoencoder[3:]}
-    assert adversary == pytest.approx(expected[rate])
+    expected = {0: [0.25] * 3 + [0.5, 0.75, 1.0], 3: [1.0] * 3 + autoencoder[3:]}
+    assert adversary == pytest.approx(expected[at])
 
 
 class Rates(Callback):

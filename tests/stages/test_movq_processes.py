@@ -1,4 +1,4 @@
-"""The stage in two processes is the stage in one: adversary's weight, LeCam's averages, revival and all figures."""
+"""Two processes train as one does: the adversary's weight, LeCam's averages, restarted codes and all figures."""
 
 import pytest
 import torch

@@ -7,9 +7,10 @@ from makers.system import config
 from open_kandinsky.train import train
 from open_kandinsky.weights import store
 
-ALL_ON = ["adversary_weight=adaptive", "penalty=r1_lecam", "revival=restart", "network/discriminator=per_image"]
-ALL_ON += ["stage.penalties.r1.every=2", "stage.usage.window=5", "adversary_rate=own", "stage.adversary_ramp=4"]
-ALL_ON += ["stage.quantise_from=3", "stage.adversary_from=5", "callbacks.collapse.every=1"]
+ALL_ON = ["gan/weight=adaptive", "gan/penalty=[r1,lecam]", "network/discriminator=per_image"]
+ALL_ON += ["stage.penalties.r1.every=2", "stage.usage.window=5", "stage.adversary_lr_schedule.at=0"]
+ALL_ON += ["stage.adversary_ramp=4", "callbacks.collapse.every=1"]
+ALL_ON += ["stage.restart_unused_codes=true", "stage.quantise_from=3", "stage.adversary_from=5"]
 ALL_ON += ["stage.lr_schedule={warmup: 2, steps: 12}", "data.val_urls=null", "trainer.log_every_n_steps=1"]
 
 

@@ -56,7 +56,7 @@ def warned(caplog):
 
 def losses(part, gigabytes):
     """Of five steps; what autograd keeps of blocks in the last of them; and the budget, as it was met."""
-    budget = [] if gigabytes is None else ["engine=budget", f"stage.engine.ways.0.gigabytes={gigabytes}"]
+    budget = [] if gigabytes is None else ["engine=budget", f"stage.engine.ways.budget.gigabytes={gigabytes}"]
     made = stage(part, *budget, "trainer.max_steps=5")
     curve = fit(made, latents(4), 5)
     way = made.engine.ways[0] if budget else None

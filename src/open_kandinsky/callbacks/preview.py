@@ -48,13 +48,13 @@ class Drawings:
     def sample(self, stage: Any, batch: Mapping[str, Any], seeds: Sequence[int]) -> Float[Tensor, "b c h w"]:
         """Guided latents, standardised; each sample's noise depends on its seed alone."""
         z = stage.network.standardise(batch["z"])
-        beside = torch.cat([stage.beside(z, ALONE)] * 2)
+        extra = torch.cat([stage.input_conditioning(z, ALONE)] * 2)
         conditions = {name: batch[name] for name in stage.network.reads}
         doubled = {name: torch.cat([x, getattr(stage.null, name).expand_as(x)]) for name, x in conditions.items()}
         context = stage.network.context(**doubled)
 
         def output(x_t: Tensor, t: Tensor) -> Tensor:
-            return stage.network(torch.cat([x_t, beside], dim=1), t, context)
+            return stage.network(torch.cat([x_t, extra], dim=1), t, context)
 
         denoise = guide(denoiser(output, stage.parameterisation, stage.alpha_bar), self.scale)
         noise = PerImageNoise(seeds, z.shape[1:], z.device)

@@ -1,12 +1,12 @@
-"""What was typed on a command line: which options it picks, and what Hydra would not say of them clearly.
+"""How the commands meet Hydra: a config is composed, refused in one message where it does not fit, and written down.
 
-Where the verbs meet Hydra: compose a config, refuse one that does not fit before anything is read, write it down.
+A mistake is found before any data is read: an option or a key that does not exist, a value that is missing, several
+values where one job runs.
 """
 
 import functools
 import hashlib
 import re
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -88,8 +88,8 @@ def unknown_to_hydra(config_name: str, choices: Sequence[Override]) -> str | Non
 
 def uninstalled(error: Exception) -> str | None:
     """What to install where an option is a plugin of Hydra's that is not there."""
-    plugin = re.search(r"hydra/(launcher|sweeper)'?.*(submitit|optuna)", " ".join(str(error).split()))
-    return f"{plugin[1]}: {plugin[2]} is not installed: pip install open-kandinsky[cluster]" if plugin else None
+    plugin = re.search("hydra/launcher'?.*submitit", " ".join(str(error).split()))
+    return "launcher: submitit is not installed: pip install open-kandinsky[cluster]" if plugin else None
 
 
 Run = Callable[[DictConfig], Any]
@@ -117,7 +117,6 @@ def command(
                 with exit_on_user_error(config_name):
                     args = get_args_parser().parse_args()
                     check_command_line(args, config_name, conf)
-                    sys.argv += left_to_search(args, config_name, conf)
                 hydra.main(version_base="1.3", config_path=str(conf.absolute()), config_name=config_name)(job)()
 
         return main
@@ -169,30 +168,12 @@ def check_command_line(args: Namespace, config_name: str, conf: Path) -> None:
     if args.hydra_help or args.shell_completion or args.info or args.experimental_rerun:
         return
     typed = parse(args.overrides)
+    sweep.refuse_search_without_optuna(typed)
     (sweep.refuse_one_folder if args.multirun else sweep.refuse_one_job)(typed)
     also = [f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"] if args.config_dir else []
     folder = Path(args.config_path or conf).absolute()
     for job in sweep.jobs(typed) if args.multirun else [args.overrides]:
         checked(args.config_name or config_name, [*also, *job], folder, complete=not (args.help or args.cfg))
-
-
-def left_to_search(args: Namespace, config_name: str, conf: Path) -> list[str]:
-    """Overrides with which a search that was stopped runs what is left of it; none where there is no such search."""
-    parsed = parse(args.overrides)
-    if not args.multirun or not sweep.is_search(parsed):
-        return []
-    typed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-    with (
-        initialized(conf.absolute(), args.config_name or config_name),
-        known_to_hydra(hydra.compose(config_name, typed, return_hydra_config=True)) as cfg,
-    ):
-        sweeper = cfg.hydra.sweeper
-        if not sweeper.get("storage"):
-            return []
-        left, seen = sweep.to_go(sweeper.study_name, sweeper.storage, sweeper.n_trials)
-        seed = sweeper.sampler.get("seed")
-    again = [] if seed is None else [f"hydra.sweeper.sampler.seed={seed + seen}"]  # not the draws of before once more
-    return [f"hydra.sweeper.n_trials={left}", *again]
 
 
 def checked(config_name: str, typed: list[str], conf: Path, complete: bool) -> DictConfig:
@@ -204,6 +185,8 @@ def checked(config_name: str, typed: list[str], conf: Path, complete: bool) -> D
         parsed = parse(typed)
         refuse_sweeps(parsed)
         folders = [conf, *search_folders(parsed)]
+        for o in parsed:
+            validate.refuse_former(dotted(o), str(o.input_line), folders)
         choices = [o for o in parsed if is_choice(o, folders)]
         refuse_unknown_options(choices, folders)
 

@@ -70,11 +70,12 @@ def keys(file: Path) -> Iterator[Key]:
 
 
 def groups(file: Path) -> Iterator[tuple[str, str]]:
-    """A defaults list's groups, and the option that each begins with."""
+    """The groups of a file's defaults list, Hydra's own left out, and the option that each begins with."""
     for entry in yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", []):
         if isinstance(entry, dict):
             for name, option in entry.items():
-                yield name.removeprefix("override ").lstrip("/"), str("null" if option is None else option)
+                if name != "hydra":
+                    yield name.removeprefix("override ").lstrip("/"), str("null" if option is None else option)
 
 
 def shown(key: Key) -> str:
@@ -90,5 +91,13 @@ def shown(key: Key) -> str:
 
 
 def options(group: Path) -> list[str]:
-    """What may be chosen for a group, by its folder; options of nested groups have their folders' names."""
-    return sorted(str(path.relative_to(group).with_suffix("")) for path in group.rglob("*.yaml"))
+    """What may be chosen for a group, by its folder; those in a folder below it have that folder's name too.
+
+    A folder whose files fill the node of its own name, `# @package data.filters` in data/filters, is another group.
+    """
+    found = [path for path in group.rglob("*.yaml") if path.parent == group or not is_nested_group(path, group)]
+    return sorted(str(path.relative_to(group).with_suffix("")) for path in found)
+
+
+def is_nested_group(path: Path, group: Path) -> bool:
+    return path.read_text(encoding="utf-8").startswith(f"# @package {group.name}.{path.parent.name}\n")

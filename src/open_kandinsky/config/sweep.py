@@ -1,9 +1,9 @@
-"""Several jobs of one command: which they are, and what is left of a search over values that was stopped."""
+"""Several jobs of one command (`-m`): which they are, what is refused before the first one runs, and which was best."""
 
 import sys
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from open_kandinsky.core.failures import REFUSED
 from open_kandinsky.core.secrets import masked
 
 FAILED = "failed.txt"  # in a sweep's folder: a line for each job that did
-SWEEPERS, LAUNCHERS = ("sweep", "hydra/sweeper"), ("launcher", "hydra/launcher")
+SWEEPERS, LAUNCHERS = ("hparams_search", "hydra/sweeper"), ("launcher", "hydra/launcher")
 
 
 def jobs(parsed: Sequence[Override]) -> Iterator[list[str]]:
@@ -42,6 +42,13 @@ def first(swept: Override) -> str:
 def is_search(parsed: Sequence[Override]) -> bool:
     """Whether a sweeper was chosen that finds the values itself."""
     return any(o.key_or_group in SWEEPERS and o.value() not in ("grid", "basic") for o in parsed)
+
+
+def refuse_search_without_optuna(parsed: Sequence[Override]) -> None:
+    """UserError where a search is chosen and Optuna is not installed."""
+    for o in parsed:
+        if o.key_or_group == "hparams_search" and o.value() == "optuna" and find_spec("optuna") is None:
+            raise UserError(f"{o.input_line}: optuna is not installed: pip install open-kandinsky[cluster]")
 
 
 def refuse_one_job(parsed: Sequence[Override]) -> None:
@@ -100,7 +107,7 @@ class JobResult(NamedTuple):
 
 
 class Teller(Callback):
-    """Says which jobs a sweep has, and which of them was the best. Hydra finds it by conf/quiet.yaml."""
+    """Says which jobs a sweep has, and which of them was the best. Hydra finds it by conf/hydra/default.yaml."""
 
     def __init__(self) -> None:
         self.swept: set[str] = set()
@@ -159,43 +166,3 @@ def searched(config: DictConfig) -> str | None:
     found: Any = OmegaConf.load(file)
     values = ", ".join(f"{key}={value}" for key, value in found.best_params.items())
     return f"best trial: {config.objective} {found.best_value:.4g} with {values}; all of them: {config.hydra.sweep.dir}"
-
-
-def to_go(name: str, storage: str, trials: int) -> tuple[int, int]:
-    """How many of `trials` are left to run, and how many the study has seen; trials that were killed are queued again.
-
-    `storage` is a database's address as SQLAlchemy writes it; the folder of an SQLite file is made. One process
-    searches at a time: a trial that is under way is taken for a killed one.
-    """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    Path(storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        study = optuna.load_study(study_name=name, storage=storage)
-    except KeyError:  # the first time
-        return trials, 0
-    except AssertionError as error:  # what the optuna that the sweeper needs does with a newer SQLAlchemy
-        raise UserError("sweep=optuna does not work with this SQLAlchemy: pip install 'sqlalchemy<2'") from error
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        queue_again(study, trial)
-    seen = study.get_trials()
-    return max(trials - len(over(seen)), 0), len(seen)
-
-
-def queue_again(study: Any, trial: Any) -> None:
-    """Its folder is named after its values, so that it goes on from its last checkpoint."""
-    from optuna.exceptions import ExperimentalWarning
-    from optuna.trial import TrialState
-
-    study.tell(trial.number, state=TrialState.FAIL)
-    if trial.params:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            study.enqueue_trial(trial.params)
-
-
-def over(trials: Iterable[Any]) -> set[str]:
-    """The values of the trials that have ended, by themselves, and are not queued again."""
-    waiting = {repr(t.system_attrs["fixed_params"]) for t in trials if t.state.name == "WAITING"}
-    return {repr(t.params) for t in trials if t.state.is_finished()} - waiting - {"{}"}

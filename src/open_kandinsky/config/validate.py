@@ -171,6 +171,50 @@ def options(group: str, folders: Sequence[Path]) -> list[str]:
     return sorted({option for home in homes for option in config_help.options(home)})
 
 
+# What was typed for earlier versions -> what is typed now; a group alone: all of its options moved to another group.
+FORMER = {
+    "adversary_rate=own": "stage.adversary_lr_schedule.at=0",
+    "adversary_rate=in_step": "stage.adversary_lr_schedule.at=${stage.adversary_from}",
+    "adversary_weight": "gan/weight",
+    "beside=nothing": "stage=decoder",
+    "beside=inpainting": "stage=decoder_inpainting",
+    "buckets": "data/buckets",
+    "callbacks=clip": "callbacks=train",
+    "callbacks=preemption": "callbacks=train",
+    "caption": "data/captions",
+    "captions": "protocol/captions",
+    "checkpoints=all": "callbacks.checkpoint.save_top_k=-1",
+    "checkpoints=newest": "callbacks.checkpoint.every_n_train_steps=2000 callbacks.checkpoint.save_top_k=5",
+    "collapse=watch": "callbacks=movq",
+    "engine=compile_budget": "engine=[compile,budget]",
+    "engine=compile_recompute": "engine=[compile,recompute]",
+    "filters": "data/filters",
+    "index=headers": "data.index.count_by=headers",
+    "index=stats": "data.index.count_by=stats",
+    "penalty=r1_lecam": "gan/penalty=[r1,lecam]",
+    "penalty": "gan/penalty",
+    "revival=never": "stage.restart_unused_codes=false",
+    "revival=restart": "stage.restart_unused_codes=true",
+    "sidecars=none": "data.parquet_columns=null",
+    "sidecars=parquet": "data.parquet_columns=[similarity,punsafe,pwatermark]",
+    "sweep": "hparams_search",
+    "stage.beside": "stage.input_conditioning",
+}
+
+
+def refuse_former(key: str, typed: str, folders: Sequence[Path]) -> None:
+    """UserError for an override of an earlier version, which names what is typed now."""
+    value = typed.partition("=")[2]
+    if key in groups(folders) and f"{key}={value}" not in FORMER:
+        return
+    now = FORMER.get(f"{key}={value}")
+    old = next((start for start in prefixes(key.split(".")) if start in FORMER), None)
+    if now is None and old:
+        now = f"{FORMER[old]}{key.removeprefix(old)}={value}"
+    if now:
+        raise UserError(f"{typed!r} is {now!r} since version 0.2")
+
+
 def refuse_unknown_option(group: str, option: str, folders: Sequence[Path], package: str = "") -> None:
     """ValueError where `folders` hold no such group or option of it; `package` is what was typed after an @."""
     placed = f"{group}@{package}" if package else group

@@ -25,8 +25,8 @@ from open_kandinsky.data.stream.loader import (
 )
 from open_kandinsky.data.tar.index import ShardIndex
 from open_kandinsky.data.tar.opening import shard_urls
-from open_kandinsky.data.tar.reader import Sidecars, TarShards
-from open_kandinsky.data.tar.sample import stem
+from open_kandinsky.data.tar.reader import TarShards
+from open_kandinsky.data.tar.sample import NoSidecars, ParquetSidecars, stem
 
 Urls = str | list[str]
 
@@ -63,7 +63,8 @@ class ShardData(ResumableData):
     """Training and validation batches (`ImageBatch`) of shards.
 
     fields: name of a pixel field -> its transform. filters, captions, buckets: which samples are wanted, with which of
-    their captions, in which shapes. index, sidecars: how many samples each shard has, and columns beside the tars.
+    their captions, in which shapes. index: how many samples each shard has. parquet_columns: of the side files of
+    img2dataset, which become facts of each sample; None: they are not read.
     sources: in the place of `urls`, several sets with weights. shuffle_buffer: undecoded samples that each worker holds
     of each source. in_memory: every sample is read once and kept, in every process: for sets that fit.
     distinct_captions (in memory only): no caption twice in a batch, and samples that share a json `group` together.
@@ -84,7 +85,7 @@ class ShardData(ResumableData):
         captions: CaptionChooser,
         buckets: Shapes,
         index: Callable[[list[str]], ShardIndex],
-        sidecars: Sidecars,
+        parquet_columns: Sequence[str] | None,
         batch_size: int,
         workers: int,
         shuffle_buffer: int,
@@ -99,7 +100,8 @@ class ShardData(ResumableData):
         self.sources = parse_sources(urls, sources, allow_pipe=allow_pipe)
         self.val_shards = [] if val_urls is None else shard_urls(val_urls, allow_pipe=allow_pipe)
         self.prepare = Pairs(fields=fields, filters=filters, captions=captions, buckets=buckets)
-        self.index, self.sidecars, self.batch_size, self.workers = index, sidecars, batch_size, workers
+        self.index, self.batch_size, self.workers = index, batch_size, workers
+        self.sidecars = NoSidecars() if parquet_columns is None else ParquetSidecars(columns=parquet_columns)
         self.seed, self.max_bad_share, self.max_member_mb = seed, max_bad_share, max_member_mb
         self.in_memory, self.distinct_captions = in_memory, distinct_captions
         self.streaming = Streaming(

@@ -20,7 +20,7 @@ from open_kandinsky.stages.parallel import Engine
 
 
 class DecoderStage(LightningModule):
-    """Trains the U-Net on latents; `beside` makes it text-to-image or inpainting."""
+    """Trains the U-Net on latents; `input_conditioning` makes it text-to-image or inpainting."""
 
     alpha_bar: Tensor
 
@@ -31,7 +31,7 @@ class DecoderStage(LightningModule):
         alpha_bar: Float[Tensor, "T"],
         parameterisation: Parameterisation,
         loss: Loss,
-        beside: InputConditioning,
+        input_conditioning: InputConditioning,
         drop_text: float,  # 0.5 in the official training
         drop_image: float,  # 0.1, independently
         standardise: bool,  # latents by the data's statistics; Kandinsky leaves them as they are
@@ -40,7 +40,8 @@ class DecoderStage(LightningModule):
         engine: Engine,
     ) -> None:
         super().__init__()
-        self.network, self.parameterisation, self.loss, self.beside = network, parameterisation, loss, beside
+        self.network, self.parameterisation, self.loss = network, parameterisation, loss
+        self.input_conditioning = input_conditioning
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
         self.null = NullConditions()
         self.drop_text, self.drop_image, self.standardise = drop_text, drop_image, standardise
@@ -62,7 +63,7 @@ class DecoderStage(LightningModule):
         """Each example's loss, and its timestep."""
         z = self.network.standardise(batch["z"])
         example = noised(z, self.alpha_bar, draws)
-        x = torch.cat([example.x_t, self.beside(z, draws)], dim=1)
+        x = torch.cat([example.x_t, self.input_conditioning(z, draws)], dim=1)
         output = self.network(x, example.t, self.context(batch, draws))
         return self.loss(output, example, self.alpha_bar, self.parameterisation), example.t
 

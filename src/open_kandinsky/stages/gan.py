@@ -20,11 +20,14 @@ from open_kandinsky.stages.optim import MakeSchedule
 
 
 def following_schedule(optimizer: Optimizer, *, schedule: MakeSchedule, at: int) -> LRScheduler:
-    """The rate of `schedule` from its step `at` on: the autoencoder's own, for an adversary that enters then.
+    """The learning rates of `schedule` from its step `at` on, for an adversary that enters in the middle of a run.
 
-    For schedules that fall to the end of the run. One that only rises is given to the adversary as it is.
+    With the step at which it enters, it learns at the autoencoder's rate, which falls to the end of the run. With 0 the
+    schedule begins when the adversary enters, as one that only rises should.
     """
     made = schedule(optimizer)
+    if at == 0:
+        return made
     assert isinstance(made, LambdaLR), "ours all are"
     factor = made.lr_lambdas[0]
     return LambdaLR(optimizer, lambda step: factor(step + at))

@@ -4,9 +4,8 @@ Here are the stage, its reconstruction loss, and the statistics and reset of the
 weights and penalties are in stages/gan.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol, cast, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +46,6 @@ class PixelLoss(nn.Module):
         return loss
 
 
-Draw = Callable[[], Float[Tensor, "codes c"]]
-
-
 class Usage(nn.Module):
     """Counts how often each code is used by all processes within a window of `window` steps.
 
@@ -73,34 +69,18 @@ class Usage(nn.Module):
         return {"code_usage": perplexity_of(self.counts) / most, "codes_used": (self.counts > 0).sum() / most}
 
 
-@runtime_checkable
-class DeadCodeReset(Protocol):
-    """What happens to the codes at the end of a window; `draw` gives a latent for each."""
-
-    def __call__(self, codebook: Codebook, counts: Int[Tensor, "codes"], draw: Draw) -> None: ...
-
-
-class NoReset:
-    """MoVQGAN's: a code that no latent is near to stays where it is."""
-
-    def __call__(self, codebook: Codebook, counts: Int[Tensor, "codes"], draw: Draw) -> None:
-        pass
-
-
-class RandomRestart:
-    """Codes that were not used once become latents of the batch (random restarts of Jukebox, Dhariwal et al. 2020).
-
-    Adam needs no telling: a code without a gradient for a window has no moments left.
-    """
-
-    def __call__(self, codebook: Codebook, counts: Int[Tensor, "codes"], draw: Draw) -> None:
-        codebook.restart(counts == 0, draw())
-
-
 def latents_for_codes(z: Float[Tensor, "b c h w"], codes: int) -> Float[Tensor, "codes c"]:
     """A latent for each code from the batches of all processes, the same on each; repeats where there are fewer."""
     flat = gather_rows(rearrange(z, "b c h w -> (b h w) c"))
     return flat[broadcast_from_first(torch.randint(len(flat), (codes,), device=z.device))]
+
+
+def restart_unused(codebook: Codebook, counts: Int[Tensor, "codes"], z: Float[Tensor, "b c h w"]) -> None:
+    """Codes that were not used once become latents of the batch (random restarts of Jukebox, Dhariwal et al. 2020).
+
+    Adam needs no telling: a code without a gradient for a window has no moments left.
+    """
+    codebook.restart(counts == 0, latents_for_codes(z, len(counts)))
 
 
 class MoVQStage(LightningModule):
@@ -120,7 +100,7 @@ class MoVQStage(LightningModule):
         quantise_from: int,  # the step at which the codebook enters
         fill_codebook: bool,  # with latents of that batch; else with the codes that it has
         usage: Usage,
-        revival: DeadCodeReset,
+        restart_unused_codes: bool,  # at the end of a window; MoVQGAN leaves such codes where they are
         clip_value: float | None,  # gradients, by value
         optimizer: MakeOptimizer,
         lr_schedule: MakeSchedule,
@@ -133,7 +113,7 @@ class MoVQStage(LightningModule):
         self.adversary_weight, self.penalties = adversary_weight, nn.ModuleDict(penalties)
         self.adversary_from, self.adversary_ramp, self.quantise_from = adversary_from, adversary_ramp, quantise_from
         self.fill_codebook = fill_codebook
-        self.usage, self.revival, self.clip_value = usage, revival, clip_value
+        self.usage, self.restart_unused_codes, self.clip_value = usage, restart_unused_codes, clip_value
         self.optimizer, self.lr_schedules, self.engine = optimizer, (lr_schedule, adversary_lr_schedule), engine
         freeze_all_but(trained, network)
 
@@ -203,8 +183,8 @@ class MoVQStage(LightningModule):
         self.usage.add(reconstruction.index)
         if steps % self.usage.window == 0:
             self.log_dict({f"train/{name}": figure for name, figure in self.usage.figures().items()})
-            draw = partial(latents_for_codes, reconstruction.z, len(self.usage.counts))
-            self.revival(self.network.codebook, self.usage.counts, draw)
+            if self.restart_unused_codes:
+                restart_unused(self.network.codebook, self.usage.counts, reconstruction.z)
             self.usage.counts.zero_()
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:

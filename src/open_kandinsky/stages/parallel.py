@@ -76,8 +76,8 @@ class Engine:
     is in channels_last, which FSDP2 does not allow; a CPU trains faster without (benchmarks/README.md).
     """
 
-    def __init__(self, *, ways: list[Way]) -> None:
-        self.ways = ways
+    def __init__(self, *, ways: Mapping[str, Way]) -> None:
+        self.ways = list(ways.values())
         self.done: list[nn.Module] = []
 
     def apply(self, stage: LightningModule, *networks: nn.Module) -> None:

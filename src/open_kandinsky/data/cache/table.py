@@ -63,7 +63,8 @@ def concat_columns(name: str, columns: list[Tensor], rows: list[int]) -> Tensor:
     """One column in another order. Raises ValueError where the shapes differ."""
     shapes = {tuple(column.shape[1:]) for column in columns}
     if len(shapes) > 1:
-        raise UserError(f"in_memory=true needs one shape, {name} has {sorted(shapes)}: set buckets=none, or stream")
+        found = sorted(shapes)
+        raise UserError(f"in_memory=true needs one shape, {name} has {found}: set data/buckets=none, or stream")
     return torch.cat(columns)[torch.tensor(rows)]
 
 

@@ -23,6 +23,7 @@ from open_kandinsky.core import files
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.leases import Leases, share
 from open_kandinsky.core.secrets import told_apart
+from open_kandinsky.core.suggest import lookup
 from open_kandinsky.data.tar.opening import REMOTE, TIMEOUT, filesystem, open_url, request, retry
 from open_kandinsky.data.tar.reader import SampleCount, count
 
@@ -198,3 +199,11 @@ def img2dataset_count(url: str) -> int | None:
             return int(json.loads(file.read(1 << 20))["successes"])
     except (FileNotFoundError, PermissionError, ValueError, KeyError, TypeError):  # S3 may forbid what is not there
         return None
+
+
+COUNTERS = {"headers": count, "stats": count_stats}
+
+
+def build_indexer(*, folder: str, threads: int, count_by: str) -> Indexer:
+    """An indexer that counts by `headers` (of a shard's members) or by `stats` (img2dataset's files beside shards)."""
+    return Indexer(folder=folder, threads=threads, count=lookup("data.index.count_by", count_by, COUNTERS))

@@ -158,7 +158,7 @@ class ParquetSidecars:
 
     def __init__(self, *, columns: Sequence[str]) -> None:
         if not columns:
-            raise UserError("columns=[] of the side files: name those that are wanted, or choose sidecars=none")
+            raise UserError("data.parquet_columns=[]: name those that are wanted, or null for none")
         self.columns = list(columns)
 
     def facts(self, url: str, stats: SampleStats) -> Facts:
