@@ -25,7 +25,19 @@ MAY_IMPORT = {
     "training": {"weights", "stages", "callbacks", "loading"},
     "loading": {"pipeline", "networks", "diffusion", "weights", "config"},
 }
-VERBS = {"train", "generate", "evaluate", "judge", "selfcheck", "coco", "precompute", "quickstart", "convert", "demo"}
+VERBS = {
+    "emoji",
+    "train",
+    "generate",
+    "evaluate",
+    "judge",
+    "selfcheck",
+    "coco",
+    "precompute",
+    "quickstart",
+    "convert",
+    "demo",
+}
 MEET_HYDRA = VERBS | {"config"}
 MEET_LIGHTNING = VERBS | {"stages", "callbacks", "data", "training"}
 WHERE_USED = {"wandb", "gradio", "peft", "transformers", "diffusers", "tensorboard", "optuna"}  # not everybody has them

@@ -86,7 +86,7 @@ def write_shards(folder: Path, shards: Iterator[list[Group]], world: World, rng:
 def write_tar(file: io.BufferedWriter, shard: int, groups: list[Group], world: World, rng: np.random.Generator) -> None:
     """Write one shard's samples; those of one group stand side by side and name the same first key."""
     keys = (f"{shard:05d}{place:04d}" for place in range(LARGEST_SHARD))
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with tar_of(file) as tar:
         for group in groups:
             members = [(next(keys), scene) for scene in group]
             for key, scene in members:
@@ -110,6 +110,11 @@ def encode(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="png", compress_level=1)
     return buffer.getvalue()
+
+
+def tar_of(file: io.BufferedWriter) -> tarfile.TarFile:
+    """A tar to be written, in the oldest form that everything reads."""
+    return tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
