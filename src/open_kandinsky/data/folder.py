@@ -3,13 +3,14 @@
 Each 1,000 pictures, in the order of their paths, make one shard `folder:DIR/00000`, whose bytes are put together while
 they are read. So a folder streams, resumes, is counted and precomputed by the code that reads shards.
 
-Captions lie in a .txt beside each picture, or in one table at the top of the folder: metadata.jsonl, or any .csv, with a
-column `file_name` (or `image_name`, `file`, `image`) and a column `caption` (or `text`); further columns are facts that
+Captions lie in a .txt beside each picture, or in one table at the top of the folder, metadata.jsonl or any .csv, with a
+column `file_name` (or `image_name`, `file`, `image`) and a column `caption` (or `text`). Further columns are facts that
 filters see. A row without its picture and a picture without a caption are bad samples, counted by their reason.
 """
 
 import bisect
 import csv
+import hashlib
 import io
 import json
 import os
@@ -117,8 +118,9 @@ def table_of(root: Path) -> dict[str, dict[str, Any]]:
     if path.stat().st_size > LARGEST_TABLE:
         raise UserError(f"{path}: more than {LARGEST_TABLE:,} bytes; write shards with img2dataset")
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [json.loads(line) for line in file if line.strip()] if path.suffix == ".jsonl" else list(csv.DictReader(file))
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            lines = path.suffix == ".jsonl"
+            rows = [json.loads(line) for line in file if line.strip()] if lines else list(csv.DictReader(file))
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     return {str(row[name]): row for row, name in map(named, rows, [path] * len(rows))}
@@ -131,7 +133,8 @@ def named(row: Any, path: Path) -> tuple[dict[str, Any], str]:
     name, caption = (next((column for column in columns if column in row), None) for columns in (NAMES, CAPTIONS))
     if name is None or caption is None:
         there = ", ".join(map(str, row)) or "nothing"
-        raise UserError(f"{path}: its columns are {there}; one of {', '.join(NAMES)} and one of {', '.join(CAPTIONS)} are wanted")
+        wanted = f"one of {', '.join(NAMES)}, and one of {', '.join(CAPTIONS)}"
+        raise UserError(f"{path}: its columns are {there}; it needs {wanted}")
     return {**row, "caption": row[caption]}, name
 
 
@@ -206,6 +209,4 @@ def version_of(url: str) -> tuple[int, str]:
 
 def hash_of(rows: list[Mapping[str, Any] | None]) -> str:
     """A number that tells rows of a table from others, the same in each process."""
-    import hashlib
-
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
