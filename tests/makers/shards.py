@@ -65,6 +65,7 @@ def data(urls, **changes):
         captions=Captions(weights={"txt": 1.0, "caption": 0.0}),
         buckets=OneShape(),
         index=index,
+        background="white",
         parquet_columns=None,
         batch_size=4,
         workers=0,

@@ -25,7 +25,7 @@ from open_kandinsky.data.tar.sample import (
     refuse_unusable,
 )
 from open_kandinsky.data.tar.stats import FILTERED
-from open_kandinsky.data.transforms import MAX_PIXELS, covering, image_size
+from open_kandinsky.data.transforms import MAX_PIXELS, check_background, covering, image_size
 
 
 class Captions:
@@ -215,12 +215,16 @@ class Shapes(Protocol):
 
 class Pairs:
     """Images with captions. `fields`: name of a pixel field -> its transform; those of `buckets` go before them.
+    `background`: the colour behind transparent pictures.
 
     Both methods raise BadSample for a sample that cannot be used, or is filtered out.
     """
 
-    def __init__(self, *, fields: Fields, filters: Chooser, captions: CaptionChooser, buckets: Shapes) -> None:
+    def __init__(
+        self, *, fields: Fields, filters: Chooser, captions: CaptionChooser, buckets: Shapes, background: str = "white"
+    ) -> None:
         self.fields, self.filters, self.captions, self.buckets = dict(fields), filters, captions, buckets
+        self.background = check_background(background)
 
     def bucket(self, raw: Raw) -> Hashable:
         """The shape that a sample is trained in, where it passes the filters. Only the image's header is read."""
@@ -236,6 +240,6 @@ class Pairs:
     def row(self, raw: Raw, bucket: Any, rng: random.Random) -> Batch:
         """One row of an `ImageBatch`."""
         caption = self.captions.choose(raw, read_info(raw), rng)
-        image = read_image(raw, MAX_PIXELS)
+        image = read_image(raw, MAX_PIXELS, self.background)
         transforms = self.fields | self.buckets.fields(bucket)
         return {name: make(image) for name, make in transforms.items()} | {"caption": caption, "key": raw.key}

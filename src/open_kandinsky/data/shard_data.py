@@ -1,5 +1,6 @@
 """The data module of `data=shards`: pictures and captions of img2dataset's tar shards, streamed or held in memory."""
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -12,6 +13,7 @@ from torch import Tensor
 from open_kandinsky.core.distributed import rank_and_world_size
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.cache.table import read_table
+from open_kandinsky.data.folder import FOLDER
 from open_kandinsky.data.memory import DistinctOrder, FixedOrder, MemoryLoader, ShuffledOrder, Table
 from open_kandinsky.data.pairs import CaptionChooser, Chooser, Pairs, Shapes
 from open_kandinsky.data.stream.loader import (
@@ -63,8 +65,8 @@ class ShardData(ResumableData):
     """Training and validation batches (`ImageBatch`) of shards.
 
     fields: name of a pixel field -> its transform. filters, captions, buckets: which samples are wanted, with which of
-    their captions, in which shapes. index: how many samples each shard has. parquet_columns: of the side files of
-    img2dataset, which become facts of each sample; None: they are not read.
+    their captions, in which shapes. background: the colour behind transparent pictures. index: how many samples each
+    shard has. parquet_columns: of img2dataset's side files, which become facts of each sample; None: they are not read.
     sources: in the place of `urls`, several sets with weights. shuffle_buffer: undecoded samples that each worker holds
     of each source. in_memory: every sample is read once and kept, in every process: for sets that fit.
     distinct_captions (in memory only): no caption twice in a batch, and samples that share a json `group` together.
@@ -84,6 +86,7 @@ class ShardData(ResumableData):
         filters: Chooser,
         captions: CaptionChooser,
         buckets: Shapes,
+        background: str,
         index: Callable[[list[str]], ShardIndex],
         parquet_columns: Sequence[str] | None,
         batch_size: int,
@@ -99,7 +102,7 @@ class ShardData(ResumableData):
         super().__init__()
         self.sources = parse_sources(urls, sources, allow_pipe=allow_pipe)
         self.val_shards = [] if val_urls is None else shard_urls(val_urls, allow_pipe=allow_pipe)
-        self.prepare = Pairs(fields=fields, filters=filters, captions=captions, buckets=buckets)
+        self.prepare = Pairs(fields=fields, filters=filters, captions=captions, buckets=buckets, background=background)
         self.index, self.batch_size, self.workers = index, batch_size, workers
         self.sidecars = NoSidecars() if parquet_columns is None else ParquetSidecars(columns=parquet_columns)
         self.seed, self.max_bad_share, self.max_member_mb = seed, max_bad_share, max_member_mb
@@ -170,3 +173,27 @@ class ShardData(ResumableData):
         reader = SequentialReader(shards=shards, prepare=self.prepare, batch_size=self.batch_size, seed=self.seed)
         share = self.max_bad_share
         return sequential_loader(reader, workers=self.workers, max_bad_share=share, rank=rank, processes=processes)
+
+
+def folder_data(
+    *, path: str, val_path: str | None, urls: Any, sources: Any, val_urls: Any, **settings: Any
+) -> ShardData:
+    """The batches of a folder of pictures with captions (data/folder.py), with all settings of ShardData.
+
+    val_path: another such folder, for validation. UserError where shards are named besides.
+    """
+    if (named := {"urls": urls, "sources": sources, "val_urls": val_urls}) != dict.fromkeys(named):
+        given = ", ".join(f"data.{name}={value}" for name, value in named.items() if value is not None)
+        null = " ".join(f"data.{name}=null" for name, value in named.items() if value is not None)
+        raise UserError(f"data=folder reads data.path, and not {given}; where an experiment names them: {null}")
+    val_urls_of = None if val_path is None else f"{FOLDER}{val_path}"
+    return ShardData(urls=f"{FOLDER}{path}", sources=None, val_urls=val_urls_of, **settings)
+
+
+# What a config may give it, so that a mistyped key is found.
+folder_data.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
+    [
+        *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in ("path", "val_path")),
+        *(p for name, p in inspect.signature(ShardData).parameters.items()),
+    ]
+)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageFile
+from PIL import Image, ImageColor, ImageFile
 from torch import Tensor
 
 from open_kandinsky.core.errors import UserError
@@ -29,8 +29,8 @@ UPRIGHT = {
 SIDEWAYS = (5, 6, 7, 8)
 
 
-def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The upright RGB image in an encoded file: EXIF orientation applied, transparency composited on white.
+def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS, background: str = "white") -> Image.Image:
+    """The upright RGB image in an encoded file: EXIF orientation applied, transparency composited on `background`.
 
     Raises ValueError, saying what was found, for bytes that are no whole image, for more than `max_pixels` pixels
     (checked before anything is decoded) and for sides under 2 pixels.
@@ -43,7 +43,7 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             check_size(image, max_pixels)
-            return as_rgb(image)
+            return as_rgb(image, background)
     except Exception as error:  # on hostile bytes PIL's decoders raise nearly anything
         raise UserError(f"not a usable image ({len(data)} bytes): {error}") from error
 
@@ -71,18 +71,18 @@ def upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     """An opened picture, upright and RGB: what `open_image` makes of a file."""
-    return to_rgb(upright(image))
+    return to_rgb(upright(image), background)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode to RGB; an image that is RGB is not copied."""
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """Any PIL mode to RGB, transparency on a colour that PIL knows by name; an image that is RGB is not copied."""
     if image.mode.startswith("I"):
         return grey_from_16_bit(image).convert("RGB")
     if image.mode == "F":
         raise UserError("floating-point pixels have no known range: save the image with 8 or 16 bits")
-    return on_white(image) if image.has_transparency_data else without_alpha(image)
+    return composited(image, background) if image.has_transparency_data else without_alpha(image)
 
 
 def without_alpha(image: Image.Image) -> Image.Image:
@@ -98,10 +98,19 @@ def grey_from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """Transparency composited on white."""
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+def composited(image: Image.Image, background: str) -> Image.Image:
+    """A picture with transparency before a colour."""
+    canvas = Image.new("RGBA", image.size, background)
+    return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
+
+
+def check_background(name: str) -> str:
+    """The name of a colour, as PIL knows it. UserError for any other."""
+    try:
+        ImageColor.getrgb(name)
+    except ValueError as error:
+        raise UserError(f"background={name!r}: no colour; give a name, as white or lightblue, or #rrggbb") from error
+    return name
 
 
 def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

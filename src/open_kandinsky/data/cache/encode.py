@@ -64,12 +64,13 @@ class PrepareInputs:
 
     transforms: Mapping[str, Callable[[Image.Image], Tensor]]
     captions: Sequence[str]
+    background: str = "white"
 
     def __call__(self, raw: Raw) -> PreparedInputs:
         """Raises BadSample for a sample that cannot be used."""
         refuse_unusable(raw)
         captions = all_captions(raw, self.captions)
-        image = read_image(raw, MAX_PIXELS)
+        image = read_image(raw, MAX_PIXELS, self.background)
         return PreparedInputs(raw.key, captions, {name: make(image) for name, make in self.transforms.items()})
 
 

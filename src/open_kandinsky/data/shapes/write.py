@@ -7,7 +7,7 @@ COCO's evaluation where there is no COCO.
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -81,20 +81,16 @@ def write_shards(folder: Path, shards: Iterator[list[Group]], world: World, rng:
 
 
 def write_tar(file: io.BufferedWriter, shard: int, groups: list[Group], world: World, rng: np.random.Generator) -> None:
-    """Write one shard's samples; the scenes of a group are adjacent and name the group's first key.
-
-    Without dates and owners, so that the bytes depend on the content alone.
-    """
+    """Write one shard's samples; the scenes of a group are adjacent and name the group's first key."""
     keys = (f"{shard:05d}{place:04d}" for place in range(LARGEST_SHARD))
-    with TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
+    with tar_writer(file) as tar:
         for group in groups:
             members = [(next(keys), scene) for scene in group]
             for key, scene in members:
                 png = encode(world.render(scene, rng), format="png", compress_level=1)
                 fields = describe(key, scene, world, png) | {"group": members[0][0]}
                 texts = {"txt": fields["caption"].encode(), "json": json.dumps(fields).encode()}
-                for kind, content in ({"png": png} | texts).items():  # one by one: a write sorts its members by name
-                    tar.write({"__key__": key, kind: content})
+                write_sample(tar, key, {"png": png} | texts)
 
 
 def describe(key: str, scene: Scene, world: World, png: bytes) -> dict:
@@ -110,6 +106,17 @@ def encode(image: UInt8[np.ndarray, "h w 3"], **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, **options)
     return buffer.getvalue()
+
+
+def tar_writer(file: io.BufferedWriter) -> TarWriter:
+    """webdataset's writer of tars, without dates and owners, so that the bytes depend on the content alone."""
+    return TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False)
+
+
+def write_sample(tar: TarWriter, key: str, members: Mapping[str, bytes]) -> None:
+    """Append a sample's files by their endings, in the given order; in one call webdataset would sort them."""
+    for kind, content in members.items():
+        tar.write({"__key__": key, kind: content})
 
 
 COCO_STREAM = 9  # of random numbers; the toy set's splits have the first ones

@@ -24,6 +24,7 @@ from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.leases import Leases, share
 from open_kandinsky.core.secrets import told_apart
 from open_kandinsky.core.suggest import lookup
+from open_kandinsky.data.folder import FOLDER, version_of
 from open_kandinsky.data.tar.opening import REMOTE, TIMEOUT, filesystem, open_url, request, retry
 from open_kandinsky.data.tar.reader import SampleCount, count
 
@@ -64,6 +65,8 @@ def folder_stamps(folder: str, urls: list[str]) -> dict[str, Stamp]:
     """Of the files of one folder; one that is not in its listing is unknown, and missed when it is opened."""
     if urls[0].startswith(("pipe:", "http://", "https://")):
         return dict.fromkeys(urls, UNKNOWN)
+    if urls[0].startswith(FOLDER):
+        return {url: Stamp(*version_of(url)) for url in urls}
     if not REMOTE.match(urls[0]):
         return {url: Stamp((info := os.stat(url)).st_size, str(info.st_mtime_ns)) for url in urls}
     system, path = filesystem(f"{folder}/")

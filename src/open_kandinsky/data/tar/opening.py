@@ -23,6 +23,7 @@ from webdataset.shardlists import expand_urls
 
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.suggest import nearest
+from open_kandinsky.data.folder import FOLDER, FolderTar, folder_urls
 
 REMOTE = re.compile(r"[a-z][a-z0-9+]*://")
 WILDCARD = re.compile(r"://[^/]*/[^?]*[*\[]")  # neither in a host nor in a query
@@ -37,6 +38,7 @@ NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCrede
 def shard_urls(urls: str | list[str], *, allow_pipe: bool = False) -> list[str]:
     """Every shard that `urls` names: a folder (its *.tar, sorted), a glob, a brace range, an address, or a list.
 
+    `folder:DIR` is a folder of pictures, which is read as if it were shards (data/folder.py).
     Braces are expanded as webdataset does it. An address is anything that fsspec knows (s3://, gs://, https:// ...);
     one with wildcards, or of a folder (`/` at its end), is looked up there, any other is taken as it is. Raises
     UserError, saying what was found instead, where nothing is there, or a package is missing. `pipe:` addresses run
@@ -54,6 +56,8 @@ def expand(url: str, allow_pipe: bool) -> list[str]:
         if not allow_pipe:
             raise UserError(f"{url!r} would run a shell command; set allow_pipe=true if you trust where it comes from")
         return [url]
+    if url.startswith(FOLDER):
+        return folder_urls(url)
     try:
         expanded = expand_urls(url) if "{" in url and not Path(url).exists() else [url]
     except AssertionError as error:  # webdataset's word for ${NAME} without WDS_NAME in the environment
@@ -109,6 +113,8 @@ def open_url(url: str) -> io.BufferedReader:
     """
     if url.startswith("pipe:"):
         return io.BufferedReader(Command(url), BLOCK)
+    if url.startswith(FOLDER):
+        return io.BufferedReader(FolderTar(url), BLOCK)
     if REMOTE.match(url):
         return io.BufferedReader(Remote(url), BLOCK)
     return open(url, "rb")

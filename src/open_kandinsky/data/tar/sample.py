@@ -97,11 +97,11 @@ def image_bytes(raw: Raw) -> bytes:
     return data
 
 
-def read_image(raw: Raw, max_pixels: int) -> Image.Image:
-    """The first image member, decoded."""
+def read_image(raw: Raw, max_pixels: int, background: str = "white") -> Image.Image:
+    """The first image member, decoded; transparency is composited on `background`."""
     data = image_bytes(raw)
     try:
-        return open_image(data, max_pixels=max_pixels)
+        return open_image(data, max_pixels=max_pixels, background=background)
     except ValueError as error:
         raise BadSample("unreadable image", str(error)) from error
 
