@@ -72,7 +72,7 @@ def test_transparent_pictures_stand_before_the_colour_that_is_named(folder, tmp_
     data = (folder / "00.png").read_bytes()
     assert open_image(data).getpixel((0, 0)) == (255, 255, 255)
     assert open_image(data, background="#102030").getpixel((0, 0)) == (16, 32, 48)
-    with pytest.raises(ValueError, match="background='no colour': no colour; give a name"):
+    with pytest.raises(Exception, match="background='no colour': no colour; give a name"):
         train(typed("movq", tmp_path, folder, "data.background='no colour'"))
 
 
