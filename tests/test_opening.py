@@ -217,3 +217,22 @@ def test_shards_of_a_bucket(bucket, tmp_path):
     tally = SampleStats(max_bad_share=0.0)
     found = TarShards(index, NoSidecars()).read(1, [1, 3], tally)
     assert [(at, raw.key) for at, raw in found] == [(1, "1/000010001"), (3, "1/000010003")] and tally.clean
+
+
+@pytest.mark.parametrize("urls", [".", "*.tar", "pipe*.tar", "{pipe:touch ran #,other}.tar"])
+def test_a_file_that_is_called_like_a_command_is_a_file(urls, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tar(tmp_path / "pipe:touch ran #.tar", {"0": sample(0)})
+    write_tar(tmp_path / "other.tar", {"0": sample(0)})
+    found = shard_urls(urls)
+    assert "./pipe:touch ran #.tar" in found
+    assert len(list(read_samples(found, SampleStats(max_bad_share=0.0)))) == len(found)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_braces_are_expanded_as_webdataset_does_it(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "a", [1, 1])
+    monkeypatch.setenv("WDS_SET", str(tmp_path))
+    assert shard_urls("${SET}/a/{00000..00001}.tar") == [f"{folder}/00000.tar", f"{folder}/00001.tar"]
+    with pytest.raises(ValueError, match="NONE.*WDS_NAME, which is not set; set it"):
+        shard_urls("${NONE}/{00000..00001}.tar")

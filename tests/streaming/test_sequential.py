@@ -3,7 +3,7 @@
 import pytest
 from makers.streams import NamedRows, NamedShards
 
-from open_kandinsky.data.stream.loader import SequentialReader, sequential_loader
+from open_kandinsky.data.stream.loader import SequentialLoader, SequentialReader
 from open_kandinsky.data.tar.stats import SampleStats
 
 COUNTS = [5, 0, 7, 1, 12, 3]
@@ -37,9 +37,9 @@ def test_in_the_order_of_the_shards():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_passes_are_alike_and_judged(workers, caplog):
-    loader = sequential_loader(reader(4), workers=workers, max_bad_share=0.1, rank=0, processes=1)
+    loader = SequentialLoader(reader(4), workers=workers, max_bad_share=0.1)
     first, second = ([(b["key"], b["drawn"].tolist()) for b in loader] for _ in range(2))
     assert first == second
     assert [record.getMessage()[:8] for record in caplog.records] == ["1 of 28 "] * 2
     with pytest.raises(ValueError, match="1 of 28"):
-        list(sequential_loader(reader(4), workers=workers, max_bad_share=0.01, rank=0, processes=1))
+        list(SequentialLoader(reader(4), workers=workers, max_bad_share=0.01))

@@ -19,12 +19,11 @@ from open_kandinsky.data.stream.loader import ResumableData, Streaming, StreamLo
 class CachedData(ResumableData):
     """Batches (`EmbeddingBatch`, `LatentBatch`) of a precomputed folder, held in memory or streamed.
 
-    `fields`: the columns wanted; `sizes`: of each the name of the fact of `dims` that is the width of its vectors, or
-    the channels of its latents; `padding`: whether the stage reads the text states of padding, as a decoder does, or
-    masks them, as a prior does; `limit` (in memory only): the first so many training examples (None: all). Of several
-    captions one is drawn each epoch. Validation is in memory, where half precision is kept half. Raises ValueError for
-    a folder that is missing, unfinished, damaged, another version's, lacks a field or was made for other sizes, and
-    for fewer examples than one batch.
+    `fields`: of a batch; `sizes`: field -> the key of `dims` that has the width of its vectors, or the channels of its
+    latents; `padding`: whether the stage reads the text states of padding, as a decoder does, or masks them, as a prior
+    does; `limit` (in memory only): the number of training examples (None: all). Of several captions one is drawn each
+    epoch. Validation is in memory. Raises UserError for a folder that is missing, unfinished, damaged, another
+    version's, lacks a field or was made for other sizes, and for fewer examples than one batch.
     """
 
     def __init__(
@@ -54,9 +53,9 @@ class CachedData(ResumableData):
         self.in_memory, self.workers, self.shuffle_buffer = in_memory, workers, shuffle_buffer
 
     def setup(self, stage: str) -> None:
-        """Before the stage takes statistics from here."""
+        """Checks the folders before the stage takes statistics from them."""
         for folder in filter(None, (self.path, self.val_path)):
-            self.opened(folder)
+            self.open_folder(folder)
 
     @cached_property
     def table(self) -> CachedTable:
@@ -64,15 +63,15 @@ class CachedData(ResumableData):
 
     @cached_property
     def val_table(self) -> CachedTable:
-        assert self.val_path is not None, "asked for by val_dataloader only"
+        assert self.val_path is not None, "val_dataloader is the only caller"
         return self.read(self.val_path, None, first_caption)
 
     def read(self, folder: str, limit: int | None, choose: Choose) -> CachedTable:
-        manifest, fields = self.opened(folder)
+        manifest, fields = self.open_folder(folder)
         return CachedTable(read_rows(folder, manifest, fields, limit), fields, choose)
 
-    def opened(self, folder: str) -> tuple[dict[str, Any], Fields]:
-        """A folder's manifest, and what a batch takes of it; ValueError where its sizes are not this stage's."""
+    def open_folder(self, folder: str) -> tuple[dict[str, Any], Fields]:
+        """A folder's manifest and its fields of a batch. Raises UserError where its sizes are not this stage's."""
         manifest = read_manifest(folder)
         fields = fields_of(folder, manifest, self.fields, padding=self.padding)
         sizes = {name: fact for name, fact in self.sizes.items() if name in fields.names}
@@ -85,7 +84,7 @@ class CachedData(ResumableData):
 
     @property
     def null(self) -> dict[str, Tensor]:
-        """For each condition among `fields`, the condition of nothing: a batch of one."""
+        """The null condition of each condition among `fields`: a batch of one."""
         return {name: value for name, value in read_null(self.path).items() if name in self.fields}
 
     @property
@@ -96,7 +95,7 @@ class CachedData(ResumableData):
         if self.in_memory:
             order = ShuffledOrder(rows=len(self.table.key), batch_size=self.batch_size, seed=self.seed)
             return self.memory_loader(self.table, order)
-        manifest, fields = self.opened(self.path)
+        manifest, fields = self.open_folder(self.path)
         shards = CacheShards(folder=self.path, manifest=manifest, fields=fields)
         identity = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
         streaming = Streaming(

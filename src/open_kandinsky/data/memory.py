@@ -108,19 +108,19 @@ class DistinctOrder:
         self.smallest = min(len(unit) for unit in self.units)
         if self.largest > batch_size:
             raise UserError(f"a group has {self.largest} samples, more than batch_size={batch_size}: raise batch_size")
-        drawn = sum(1 for _ in self.draw(generator(seed, 0)))
-        if drawn < world_size():
+        batches = sum(1 for _ in self.draw(generator(seed, 0)))
+        if batches < world_size():
             raise UserError(
                 f"no batch of batch_size={batch_size} without a caption twice: {len(set(captions))} distinct captions "
                 f"in {len(captions)} samples, {world_size()} process(es); lower batch_size"
             )
         self.step = world_size()
-        self.count = drawn // self.step
+        self.count = batches // self.step
 
     def batches(self, epoch: int, seen: int) -> Iterator[list[int]]:
         """The rest of `count` batches; a draw that has fewer is followed by another draw of the same rows."""
-        draws = generator(self.seed, epoch)
-        endless = chain.from_iterable(self.draw(draws) for _ in iter(int, 1))
+        rng = generator(self.seed, epoch)
+        endless = chain.from_iterable(self.draw(rng) for _ in iter(int, 1))
         return of_this_process(islice(endless, seen, None), max(0, self.count - -(-seen // self.step)))
 
     def begin(self, last: OrderPosition) -> OrderPosition:
@@ -129,8 +129,9 @@ class DistinctOrder:
     def facts(self) -> dict[str, int]:
         return {"rows": len(self.captions), "seed": self.seed, "batch_size": self.batch_size}
 
-    def draw(self, draws: torch.Generator) -> Iterator[list[int]]:
-        waiting = spread(self.units, self.captions, draws)
+    def draw(self, rng: torch.Generator) -> Iterator[list[int]]:
+        """The batches of one random order of all rows."""
+        waiting = spread(self.units, self.captions, rng)
         while waiting:
             batch, waiting = self.fill(waiting)
             if len(batch) <= self.batch_size - self.largest:
@@ -138,7 +139,7 @@ class DistinctOrder:
             yield batch
 
     def fill(self, waiting: list[list[int]]) -> tuple[list[int], list[list[int]]]:
-        """The first units that fit together, and the rest in their order."""
+        """One batch of the first units that fit together, and the other units in their order."""
         batch: list[int] = []
         used: set[str] = set()
         passed: list[list[int]] = []
@@ -154,7 +155,7 @@ class DistinctOrder:
 
 
 def grouped(captions: Sequence[str], groups: Sequence[Hashable | None]) -> list[list[int]]:
-    """Rows that belong in one batch. A group with a caption twice makes two: the second copy cannot be beside it."""
+    """Lists of rows that belong in one batch. A group that has a caption twice makes two lists, one for each copy."""
     units: dict[Hashable, list[int]] = defaultdict(list)
     copies: dict[Hashable, int] = defaultdict(int)
     for row, (caption, group) in enumerate(zip(captions, groups, strict=True)):
@@ -164,13 +165,13 @@ def grouped(captions: Sequence[str], groups: Sequence[Hashable | None]) -> list[
     return list(units.values())
 
 
-def spread(units: list[list[int]], captions: Sequence[str], draws: torch.Generator) -> list[list[int]]:
-    """Shuffled, with the units that open with one caption evenly spaced, so that copies seldom meet."""
+def spread(units: list[list[int]], captions: Sequence[str], rng: torch.Generator) -> list[list[int]]:
+    """Shuffled units; those that begin with the same caption are evenly spaced, so that copies seldom meet."""
     alike: dict[str, list[int]] = defaultdict(list)
-    for at in torch.randperm(len(units), generator=draws).tolist():
+    for at in torch.randperm(len(units), generator=rng).tolist():
         first: int = units[at][0]
         alike[captions[first]].append(at)
-    starts = torch.rand(len(alike), generator=draws, dtype=torch.float64).tolist()
+    starts = torch.rand(len(alike), generator=rng, dtype=torch.float64).tolist()
     times = [0.0] * len(units)
     for start, copies in zip(starts, alike.values(), strict=True):
         for turn, at in enumerate(copies):

@@ -23,7 +23,6 @@ from open_kandinsky.data.stream.loader import (
     Streaming,
     StreamLoader,
     StreamSource,
-    sequential_loader,
 )
 from open_kandinsky.data.tar.index import ShardIndex
 from open_kandinsky.data.tar.opening import shard_urls
@@ -170,9 +169,16 @@ class ShardData(ResumableData):
             order = FixedOrder(rows=len(self.val_table.key), batch_size=self.batch_size)
             return MemoryLoader(table=self.val_table, order=order, trained=int)
         shards, (rank, processes) = self.tars(self.val_shards), rank_and_world_size()
-        reader = SequentialReader(shards=shards, prepare=self.prepare, batch_size=self.batch_size, seed=self.seed)
-        share = self.max_bad_share
-        return sequential_loader(reader, workers=self.workers, max_bad_share=share, rank=rank, processes=processes)
+        reader = SequentialReader(
+            shards=shards,
+            prepare=self.prepare,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            processes=processes,
+        )
+        workers = min(self.workers, sum(shards.counts))
+        return SequentialLoader(reader, workers=workers, max_bad_share=self.max_bad_share)
 
 
 def folder_data(

@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -38,27 +40,29 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS, background: str = "
     if not data:
         raise UserError("the image file is empty (0 bytes)")
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "PIL would hand out half-grey images"
+    with header_of(data, max_pixels) as image:
+        return as_rgb(image, background)
+
+
+@contextmanager
+def header_of(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """The image, not decoded yet, in a block whose errors become UserErrors. Refuses what is too large or too thin."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            check_size(image, max_pixels)
-            return as_rgb(image, background)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise UserError(f"{width}x{height} is {width * height} pixels, more than the limit of {max_pixels}")
+            if min(width, height) < MIN_SIDE:
+                raise UserError(f"{width}x{height}: a side is under {MIN_SIDE} pixels")
+            yield image
     except Exception as error:  # on hostile bytes PIL's decoders raise nearly anything
         raise UserError(f"not a usable image ({len(data)} bytes): {error}") from error
 
 
-def check_size(image: Image.Image, max_pixels: int) -> None:
-    """Refuses, from the header alone, what is too large to decode or too thin to mean anything."""
-    width, height = image.size
-    if width * height > max_pixels:
-        raise UserError(f"{width}x{height} is {width * height} pixels, more than the limit of {max_pixels}")
-    if min(width, height) < MIN_SIDE:
-        raise UserError(f"{width}x{height}: a side is under {MIN_SIDE} pixels")
-
-
 def upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF tag says, once: what was turned has no tags any more.
+    """Rotated as its EXIF tag says; the result has no tags, so that it is not rotated twice.
 
     ImageOps.exif_transpose would rewrite the tags, and fail on odd ones.
     """
@@ -72,7 +76,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def as_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """An opened picture, upright and RGB: what `open_image` makes of a file."""
+    """An opened picture, upright and RGB, as `open_image` returns it."""
     return to_rgb(upright(image), background)
 
 
@@ -86,7 +90,7 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
 
 
 def without_alpha(image: Image.Image) -> Image.Image:
-    """RGB, whatever lies under transparency. PIL's convert would copy what is RGB already."""
+    """RGB, ignoring transparency. PIL's convert would copy an RGB image too."""
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -115,17 +119,11 @@ def check_background(name: str) -> str:
 
 def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height of the upright image, from its header alone. Raises ValueError as `open_image` does."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            check_size(image, max_pixels)
-            # of a PNG without EXIF in its header, PIL would decode all to look for it behind the pixels
-            told = image.format != "PNG" or "exif" in image.info
-            turned = told and image.getexif().get(ORIENTATION, 1) in SIDEWAYS
-    except Exception as error:  # on hostile bytes PIL's decoders raise nearly anything
-        raise UserError(f"not a usable image ({len(data)} bytes): {error}") from error
-    return (image.height, image.width) if turned else image.size
+    with header_of(data, max_pixels) as image:
+        # of a PNG without EXIF in its header, PIL would decode all to look for it behind the pixels
+        has_exif = image.format != "PNG" or "exif" in image.info
+        sideways = has_exif and image.getexif().get(ORIENTATION, 1) in SIDEWAYS
+        return (image.height, image.width) if sideways else image.size
 
 
 def centre_square(image: Image.Image) -> tuple[int, int, int, int]:
@@ -134,11 +132,11 @@ def centre_square(image: Image.Image) -> tuple[int, int, int, int]:
 
 
 def centre_box(image: Image.Image, height: int, width: int) -> tuple[int, int, int, int]:
-    """The largest centred box as wide to its height as `width` to `height`: left, top, right, bottom."""
-    wide = min(image.width, max(1, round(image.height * width / height)))
-    high = min(image.height, max(1, round(image.width * height / width)))
-    left, top = (image.width - wide) // 2, (image.height - high) // 2
-    return left, top, left + wide, top + high
+    """The largest centred box with the aspect of `width` to `height`: left, top, right, bottom."""
+    box_width = min(image.width, max(1, round(image.height * width / height)))
+    box_height = min(image.height, max(1, round(image.width * height / width)))
+    left, top = (image.width - box_width) // 2, (image.height - box_height) // 2
+    return left, top, left + box_width, top + box_height
 
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
@@ -182,9 +180,9 @@ class Pixels:
 
 
 def covering(image: Image.Image, height: int, width: int) -> Float[Tensor, "3 {height} {width}"]:
-    """A centred crop of that shape, bicubic with antialiasing, [-1, 1]. A smaller image is enlarged."""
+    """The centre of an image in a given shape: cropped, then resized, bicubic with antialiasing, [-1, 1]."""
     box, image = centre_box(image, height, width), without_alpha(image)
-    crop = image if box == (0, 0, *image.size) else image.crop(box)  # resize's own box lets in pixels from outside
+    crop = image if box == (0, 0, *image.size) else image.crop(box)  # resize(box=...) reads pixels outside
     return to_pixels(crop.resize((width, height), Image.Resampling.BICUBIC))
 
 
@@ -192,7 +190,7 @@ class ClipPixels:
     """CLIP's preprocessing: shorter side to `size`, bicubic, centre crop, CLIP's mean and standard deviation."""
 
     def __init__(self, *, size: int) -> None:
-        from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD  # seconds to import, so only where it is used
+        from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD  # seconds to import
 
         self.size = size
         self.mean = rearrange(torch.tensor(OPENAI_DATASET_MEAN), "c -> c 1 1")

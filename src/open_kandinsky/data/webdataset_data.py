@@ -30,7 +30,7 @@ from open_kandinsky.core.distributed import world_size
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.memory import Batch
 from open_kandinsky.data.pairs import CaptionChooser, Chooser, Pairs, Shapes
-from open_kandinsky.data.stream.batches import BucketBatcher, RowMaker
+from open_kandinsky.data.stream.batches import BucketBatcher
 from open_kandinsky.data.stream.loader import SequentialLoader, run_workers
 from open_kandinsky.data.stream.plan import SampleRef
 from open_kandinsky.data.tar.opening import shard_urls
@@ -102,7 +102,7 @@ class WebDatasetBatches(IterableDataset):
 
     def __iter__(self) -> Iterator[Batch | SampleStats]:
         stats = StreamStats()
-        batcher = BucketBatcher(RowMaker(prepare=self.prepare, seed=self.seed, stats=stats))
+        batcher = BucketBatcher(prepare=self.prepare, seed=self.seed, stats=stats)
         for number in count(self.first_pass) if self.endless else [self.first_pass]:
             seed = random.Random(f"{self.seed}/{number}").getrandbits(32) if self.shuffle else None
             made = 0

@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
 from makers.emoji import EMOJI, write_source
-from open_kandinsky.data.tar.reader import read_samples
 
 from open_kandinsky.config import compose
 from open_kandinsky.data.emoji import captions, pictures
 from open_kandinsky.data.emoji.pictures import OPENMOJI, STYLES, TWEMOJI, digest_of, from_package, published
+from open_kandinsky.data.tar.reader import read_samples
 from open_kandinsky.data.tar.stats import SampleStats
 from open_kandinsky.emoji import emoji
 

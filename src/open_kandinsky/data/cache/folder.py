@@ -1,6 +1,7 @@
-"""A cache on disk: a folder of shards, a manifest, statistics, and the conditions of nothing.
+"""A cache's folder: shards, a manifest, channel statistics and null conditions; and its examples as a stream.
 
-A cache too large for memory, as a stream of examples: shards are mapped, and only what is wanted is read.
+`begin` and `finish` are how a folder is made: one without a manifest is unfinished. `CacheShards` and `PrepareCached`
+stream a cache that is too large for memory: shards are mapped, and only the rows that a batch needs are read.
 """
 
 import hashlib
@@ -25,10 +26,9 @@ from open_kandinsky.data.cache.shard import (
     RunningMoments,
     read_about,
     read_moments,
-    read_shard,
     refuse_format,
 )
-from open_kandinsky.data.cache.table import only
+from open_kandinsky.data.cache.table import read_columns
 from open_kandinsky.data.memory import Batch
 
 BEGUN, MANIFEST = "begun.json", "manifest.json"
@@ -42,63 +42,69 @@ def shard_files(folder: str | Path) -> list[Path]:
 
 
 def begun(folder: str | Path) -> dict[str, Any] | None:
-    """The recipe that a folder was begun with; None where it was not."""
+    """The recipe that a folder was begun with; None for a new folder."""
     path = Path(folder) / BEGUN
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def begin(folder: str | Path, recipe: Mapping[str, Any]) -> None:
-    """Opens a folder, or one that was begun with the same recipe (encoder hashes, sizes, ...).
+    """Begins a folder, or continues one of the same recipe (encoder hashes, sizes, ...).
 
-    Raises ValueError where it was begun with another: what that made does not belong beside what this would make.
+    Raises UserError for a folder of another recipe: their shards do not belong together.
     """
     before = begun(folder)
     if before is None:
         files.write(Path(folder) / BEGUN, json.dumps({"format": FORMAT, **recipe}, indent=2) + "\n")
         return
     refuse_format(before.get("format"), folder)
-    if told := differences(before, {"format": FORMAT, **recipe}):
-        raise UserError(f"{str(folder)!r} was begun with {told}: delete it, or write to another folder")
+    if different := differences(before, {"format": FORMAT, **recipe}):
+        raise UserError(f"{str(folder)!r} was begun with {different}: delete it, or write to another folder")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> str:
-    """What two recipes differ in, named; empty where in nothing."""
-    told = []
+    """The entries in which two recipes differ, as text; empty where they are equal."""
+    found = []
     for name in sorted(before.keys() | now.keys()):
         one, other = before.get(name), now.get(name)
         if isinstance(one, dict) and isinstance(other, dict):
-            told.append(differences(one, other, f"{within}{name}."))
+            found.append(differences(one, other, f"{within}{name}."))
         elif one != other:
-            told.append(f"{within}{name}={one}, not {other}")
-    return "; ".join(filter(None, told))
+            found.append(f"{within}{name}={one}, not {other}")
+    return "; ".join(filter(None, found))
 
 
 def write_null(folder: str | Path, null: Mapping[str, Tensor]) -> None:
-    """The conditions of nothing, a batch of one."""
+    """Writes the null conditions, a batch of one."""
     files.write_tensors(Path(folder) / NULL, {name: value.cpu().contiguous() for name, value in null.items()})
 
 
 def finish(folder: str | Path, facts: Mapping[str, Any], shards: Sequence[Path]) -> None:
-    """Closes a folder that has its null conditions: the statistics of fields that have channels, then the manifest.
+    """Completes a folder that has its null conditions: statistics of fields with channels, then the manifest.
 
-    The manifest comes last: a folder without one is unfinished. Raises ValueError where the shards disagree, or hold
-    nothing.
+    The manifest comes last: a folder without one is unfinished. The statistics are the same to the bit in any process,
+    since shards are merged in their order. Raises UserError where the shards disagree, or hold nothing.
     """
     manifest = manifest_of(folder, facts, shards)
-    write_statistics(folder, merged_moments([Path(folder) / name for name in manifest["shards"]]))
+    moments: dict[str, RunningMoments] = {}
+    for name in manifest["shards"]:
+        for field, some in read_moments(Path(folder) / name).items():
+            moments.setdefault(field, RunningMoments(dim=len(some.mean))).merge(some)
+    statistics = {f"{field}.mean": m.mean.float() for field, m in sorted(moments.items())}
+    statistics |= {f"{field}.std": m.std.float() for field, m in sorted(moments.items())}
+    files.write_tensors(Path(folder) / STATISTICS, statistics)
     files.write(Path(folder) / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def finished(folder: str | Path, facts: Mapping[str, Any], shards: Sequence[Path]) -> bool:
-    """Whether that has been done, with these very shards."""
+    """Whether the folder is complete with exactly these shards."""
     path = Path(folder) / MANIFEST
     return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == manifest_of(folder, facts, shards)
 
 
 def manifest_of(folder: str | Path, facts: Mapping[str, Any], shards: Sequence[Path]) -> dict[str, Any]:
-    """`facts`, with the fields, shapes, types and counts found in `shards`, in their order; those without any are out.
+    """`facts`, and the fields, shapes, types and counts of `shards` in their order; shards without images are left out.
 
-    `made_of` tells these shards from others of the same names.
+    `made_of` is a hash of the shards' headers, since other shards may have the same names.
     """
     about = {path.name: read_about(path) for path in shards}
     filled = {name: one for name, one in about.items() if one["images"]}
@@ -112,7 +118,7 @@ def manifest_of(folder: str | Path, facts: Mapping[str, Any], shards: Sequence[P
 
 
 def agreed_fields(folder: str | Path, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What all shards hold. ValueError where there is none, and where one holds something else."""
+    """The fields that every shard has. Raises UserError for no shard, and for one with other fields."""
     if not fields:
         raise UserError(f"no example in the shards of {str(folder)!r}: {REMEDY}")
     first, agreed = next(iter(fields.items()))
@@ -138,25 +144,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def merged_moments(shards: Sequence[Path]) -> dict[str, RunningMoments]:
-    """Of all shards, from what is stored with each: the same to the bit whoever merges, since the order is given."""
-    total: dict[str, RunningMoments] = {}
-    for path in shards:
-        for name, moments in read_moments(path).items():
-            total.setdefault(name, RunningMoments(dim=len(moments.mean))).merge(moments)
-    return total
-
-
-def write_statistics(folder: str | Path, moments: Mapping[str, RunningMoments]) -> None:
-    """Mean and standard deviation of fields, as float32."""
-    statistics = {f"{name}.mean": m.mean.float() for name, m in sorted(moments.items())}
-    statistics |= {f"{name}.std": m.std.float() for name, m in sorted(moments.items())}
-    files.write_tensors(Path(folder) / STATISTICS, statistics)
-
-
 def read_statistics(folder: str | Path, field: str) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
     """Mean and standard deviation of a field's channels. Raises ValueError where the folder has none."""
-    found = read_beside(folder, STATISTICS)
+    found = read_tensors(folder, STATISTICS)
     if f"{field}.mean" not in found:
         raise UserError(f"{str(folder)!r} has no statistics of {field}: precompute {field} into this folder")
     return found[f"{field}.mean"], found[f"{field}.std"]
@@ -164,10 +154,10 @@ def read_statistics(folder: str | Path, field: str) -> tuple[Float[Tensor, " c"]
 
 def read_null(folder: str | Path) -> dict[str, Tensor]:
     """The null conditions, a batch of one. Raises ValueError where the folder has none."""
-    return read_beside(folder, NULL)
+    return read_tensors(folder, NULL)
 
 
-def read_beside(folder: str | Path, name: str) -> dict[str, Tensor]:
+def read_tensors(folder: str | Path, name: str) -> dict[str, Tensor]:
     try:
         return load_file(Path(folder) / name)
     except (SafetensorError, OSError) as error:
@@ -194,34 +184,31 @@ class CacheShards:
         self.names, self.counts = list(manifest["shards"]), list(manifest["shards"].values())
 
     def read(self, shard: int, wanted: Sequence[int], stats: object) -> Iterator[tuple[int, CachedExample]]:
-        """Position and example of each of `wanted`, ascending. A cache has nothing that cannot be used to tally.
+        """Position and example of each position `wanted`, ascending. A cache has no bad samples to count.
 
-        ValueError for a shard that is missing, damaged or not the manifest's.
+        Raises UserError for a shard that is missing, damaged or not the manifest's.
         """
         path = self.folder / self.names[shard]
-        rows = only(read_shard(path), self.fields)
-        if len(rows.key) != self.counts[shard]:
-            told = f"has {len(rows.key)} examples, the manifest says {self.counts[shard]}"
-            raise UserError(f"{str(path)!r} {told}: precompute again")
+        rows = read_columns(path, self.fields, count=self.counts[shard])
         yield from ((at, CachedExample(rows, at, str(path))) for at in wanted)
 
 
 class PrepareCached:
-    """From an example to a row of a batch."""
+    """Makes rows of a batch of cached examples."""
 
     def __init__(self, fields: Fields) -> None:
         self.fields = fields
 
     def bucket(self, example: CachedExample) -> Hashable:
-        """What the rows of one batch have in common: the latent's shape, where there are latents."""
+        """The latent's shape, where there are latents, which all rows of a batch have in common."""
         z = example.rows.columns.get("z")
         return None if z is None else tuple(z.shape[1:])
 
-    def row(self, example: CachedExample, bucket: Hashable, draws: random.Random) -> Batch:
-        """Half precision widened to float32; one of the image's captions, drawn where it has several."""
+    def row(self, example: CachedExample, bucket: Hashable, rng: random.Random) -> Batch:
+        """Floats as float32; one of the image's captions, drawn where it has several."""
         rows, at, _ = example
         start, stop = rows.columns[CAPTION_FROM][at : at + 2].tolist()
-        caption = start if stop - start == 1 else draws.randrange(start, stop)
+        caption = start if stop - start == 1 else rng.randrange(start, stop)
         fields = self.fields.of(rows, torch.tensor([at]), torch.tensor([caption]))
         row: Batch = {name: column[0] for name, column in fields.items()}
         return row | {"caption": rows.caption[caption], "key": rows.key[at]}

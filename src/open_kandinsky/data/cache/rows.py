@@ -1,13 +1,11 @@
-"""Text states to their true length: each caption's rows laid end to end, without what can be said in fewer.
+"""The rows of a cache: the tensors of images and of their captions, with text states stored at their true length.
 
-A caption of twelve tokens has 77 states. A prior masks the 65 of padding, so the words alone serve it. A decoder reads
-all 77, but where the encoder masks padding (XLM-R, whose padding has one position too) those 65 are one and the same,
-and one row of them is enough. CLIP's differ: there all are kept.
-
-What a cache's shard holds, read or about to be written: an image's tensors, and those of its captions.
+A caption of twelve tokens has 77 text states. A prior masks the 65 of padding, so it needs the 12 of words. A decoder
+reads all 77, but where the encoder masks padding (XLM-R, whose padding has one position too) those 65 are equal, and
+one of them is stored. CLIP's differ, and all are stored. The states of all captions lie end to end in one tensor.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +20,12 @@ Keep = Callable[[Float[Tensor, "b n w"], Bool[Tensor, "b n"]], Int[Tensor, "b"]]
 
 
 def of_words(states: Float[Tensor, "b n w"], mask: Bool[Tensor, "b n"]) -> Int[Tensor, "b"]:
-    """How many rows of each caption are kept: those of words, start and end."""
+    """How many states of each caption are stored: those of words, start and end."""
     return mask.sum(1)
 
 
 def of_all(states: Float[Tensor, "b n w"], mask: Bool[Tensor, "b n"]) -> Int[Tensor, "b"]:
-    """How many rows of each caption are kept: all, a tail of equal ones as one row."""
+    """How many states of each caption are stored: all, with a tail of equal ones as one."""
     gap = (states - states[:, -1:]).abs().amax(2)
     same = gap <= SAME * states.abs().amax((1, 2))[:, None]
     tail = same.flip(1).long().cumprod(1).sum(1)
@@ -38,21 +36,21 @@ KEEP: dict[str, Keep] = {"words": of_words, "all": of_all}
 
 
 def kept(name: str) -> Keep:
-    """ValueError for a name that is none."""
+    """The function of that name. Raises UserError for an unknown name."""
     if name not in KEEP:
         raise UserError(f"text_states={name}: words (enough for a prior) or all (what a decoder reads)")
     return KEEP[name]
 
 
 def packed(states: Shaped[Tensor, "b n w"], rows: Int[Tensor, "b"]) -> Shaped[Tensor, "total w"]:
-    """The first `rows` of each caption, end to end."""
+    """The first `rows` states of each caption, end to end."""
     return states[before(rows, states.shape[1])]
 
 
 def padded(
     flat: Shaped[Tensor, "total w"], first: Int[Tensor, "b"], rows: Int[Tensor, "b"], positions: int
 ) -> Shaped[Tensor, "b n w"]:
-    """Undoes `packed`: captions that begin at row `first`; the last of its rows stands for all that follow."""
+    """The inverse of `packed`, of captions that begin at row `first`: each one's last row fills all later positions."""
     at = torch.arange(positions).expand(len(rows), -1)
     return flat[first[:, None] + torch.minimum(at, rows[:, None] - 1)]
 
@@ -63,11 +61,11 @@ def before(count: Int[Tensor, "b"], positions: int) -> Bool[Tensor, "b n"]:
 
 
 def starts(counts: Int[Tensor, "b"]) -> Int[Tensor, "b+1"]:
-    """Where each begins when they lie end to end, and where the last one ends."""
+    """Where each of some runs begins when they lie end to end, and where the last one ends."""
     return torch.cat([counts.new_zeros(1), counts]).cumsum(0)
 
 
-# Beside the fields that a batch has, a shard says whose captions and states are whose.
+# Columns of a shard that no batch has: which captions are of which image, and which states of which caption.
 CAPTION_FROM = "caption_from"  # the first caption of each image, and where the last one's end
 STATES_FROM = "text_tokens_from"  # the same of the states of each caption
 WORDS = "text_words"  # how many of a caption's states are words, start and end
@@ -77,29 +75,25 @@ MASK = "text_mask"
 
 
 class CacheRows(NamedTuple):
-    """`columns`: a row an image, or for what is called text_ a row a caption, but RAGGED lies end to end."""
+    """`columns`: one row an image, in those called text_ one row a caption; RAGGED has all states end to end."""
 
     columns: dict[str, Tensor]
     caption: list[str]  # of all images, one after the other
     key: list[str]
 
     def check(self, where: str) -> None:
-        """ValueError where lengths disagree."""
-        expected = lengths(self.columns, len(self.key), len(self.caption))
+        """Raises UserError where lengths disagree."""
+        expected = {n: len(self.caption if is_text(n) else self.key) + (n in BOUNDS) for n in self.columns}
+        if RAGGED in self.columns:
+            expected[RAGGED] = int(self.columns[STATES_FROM][-1])
         wrong = {name: len(c) for name, c in self.columns.items() if len(c) != expected[name]}
         if wrong:
             beside = f"{len(self.key)} keys, {len(self.caption)} captions"
             raise UserError(f"columns of unequal length for {where!r}: {wrong} beside {beside}")
 
 
-def lengths(columns: Mapping[str, Tensor], images: int, captions: int) -> dict[str, int]:
-    """How many rows each column has, for so many images and captions."""
-    made = {name: (captions if is_text(name) else images) + (name in BOUNDS) for name in columns}
-    return made | ({RAGGED: int(columns[STATES_FROM][-1])} if RAGGED in columns else {})
-
-
 def is_text(name: str) -> bool:
-    """Whether a field has a row a caption."""
+    """Whether a field has one row for each caption, not for each image."""
     return name.startswith("text_")
 
 
@@ -110,24 +104,23 @@ def rows_of(
     keys: Sequence[str],
     keep: Keep,
 ) -> CacheRows:
-    """From what encoders say. `texts`: text_emb, text_tokens and text_mask of all captions, image after image."""
-    counts = torch.tensor([len(those) for those in captions], dtype=torch.long)
-    columns = dict(images) | {CAPTION_FROM: starts(counts)} | stored_texts(texts, keep)
-    return CacheRows(columns, [caption for those in captions for caption in those], list(keys))
+    """From the encoders' outputs. `texts`: text_emb, text_tokens and text_mask of all captions, image after image.
 
-
-def stored_texts(texts: dict[str, Tensor], keep: Keep) -> dict[str, Tensor]:
-    """The mask as a count, the states end to end in half precision."""
-    stored = {name: texts[name] for name in texts if name not in (RAGGED, MASK)}
-    mask = texts[MASK]
+    The mask is stored as a count, the states end to end in half precision.
+    """
+    counts, mask = torch.tensor([len(some) for some in captions], dtype=torch.long), texts[MASK]
     assert torch.equal(mask, mask.long().cumprod(1).bool()), "an encoder pads behind the words"
     kept = keep(texts[RAGGED], mask)
-    flat = packed(texts[RAGGED].half(), kept)
-    return stored | {RAGGED: flat, STATES_FROM: starts(kept), WORDS: mask.sum(1)}
+    columns = (
+        dict(images) | {CAPTION_FROM: starts(counts)} | {n: t for n, t in texts.items() if n not in (RAGGED, MASK)}
+    )
+    columns |= {RAGGED: packed(texts[RAGGED].half(), kept), STATES_FROM: starts(kept), WORDS: mask.sum(1)}
+    columns[CAPTION_FROM] = starts(counts)
+    return CacheRows(columns, [caption for some in captions for caption in some], list(keys))
 
 
 def concat_rows(parts: Sequence[CacheRows]) -> CacheRows:
-    """One after the other."""
+    """The rows of several, one after the other."""
     columns = {name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns}
     for name in BOUNDS:
         if name in columns:
@@ -137,7 +130,7 @@ def concat_rows(parts: Sequence[CacheRows]) -> CacheRows:
 
 
 def some_rows(rows: CacheRows, start: int, stop: int) -> CacheRows:
-    """Of the images `start` to `stop` - 1."""
+    """The rows of the images `start` to `stop` - 1."""
     first, last = (int(rows.columns[CAPTION_FROM][at]) for at in (start, stop))
     ends = {name: (first, last) if is_text(name) else (start, stop) for name in rows.columns}
     if RAGGED in ends:
@@ -148,13 +141,13 @@ def some_rows(rows: CacheRows, start: int, stop: int) -> CacheRows:
 
 
 def field_shapes(rows: CacheRows) -> dict[str, dict[str, Any]]:
-    """Of each field that is kept: the shape of one row, and the type."""
+    """The shape of one row, and the type, of each field that a batch can have."""
     fields = {name: c for name, c in rows.columns.items() if name not in (*BOUNDS, WORDS)}
     return {name: {"shape": list(c.shape[1:]), "dtype": str(c.dtype)[len("torch.") :]} for name, c in fields.items()}
 
 
 def batch_shapes(fields: dict[str, dict[str, Any]], positions: int) -> dict[str, dict[str, Any]]:
-    """The same of an example in a batch, where a caption has `positions` states and a mask of them."""
+    """Shapes and types of `field_shapes` in a batch, where a caption has `positions` states and a mask of them."""
     if RAGGED not in fields:
         return fields
     states = fields[RAGGED] | {"shape": [positions, *fields[RAGGED]["shape"]]}

@@ -1,8 +1,7 @@
-"""Mean and standard deviation of a stream of vectors, in float64.
+"""One shard of a cache: a safetensors file of rows, with the moments of their channels and the recipe that made them.
 
-One shard of a cache: a safetensors file that holds its rows, their moments, and what they were made from.
-
-From a cache's rows to the fields of a batch: text states padded again, half precision widened.
+`write_shard` and `read_shard` are its format. `RunningMoments` are mean and standard deviation in float64. `Fields`
+makes the fields of a batch from rows: text states are padded again, and half precision is widened.
 """
 
 import json
@@ -35,7 +34,10 @@ from open_kandinsky.data.memory import widened
 
 
 class RunningMoments:
-    """Streaming and mergeable: each batch is centred on its own mean (Chan et al. 1979), so no large sums cancel."""
+    """Mean and standard deviation of a stream of vectors, in float64; two of them can be merged.
+
+    Each batch is centred on its own mean (Chan et al. 1979), so that no large sums cancel.
+    """
 
     def __init__(self, *, dim: int) -> None:
         self.count = 0
@@ -53,7 +55,7 @@ class RunningMoments:
         self.merge(batch)
 
     def merge(self, other: "RunningMoments") -> None:
-        """Adds what another accumulator has seen."""
+        """Adds the vectors of another accumulator."""
         count = self.count + other.count
         if count == 0:
             return
@@ -68,36 +70,41 @@ class RunningMoments:
         return (self.squares / self.count).sqrt()
 
 
-FORMAT = 2  # of the files; 1 had one caption an image, and no account of what it was made from
+FORMAT = 2  # of the files; format 1 had one caption an image and no recipe
 ABOUT = "cache"  # one entry of metadata: safetensors writes several in another order each time
 LABELS = "labels"  # captions and keys as bytes of JSON: in the header they would be read with it
-STANDARDISED = ("image_emb", "z")  # what a diffusion model may want at mean 0 and deviation 1
+STANDARDISED = ("image_emb", "z")  # fields that a diffusion model may want at mean 0 and deviation 1
+MOMENTS = ("count", "mean", "squares")
 
 
 def write_shard(path: str | Path, rows: CacheRows, about: Mapping[str, Any]) -> None:
-    """The rows made of one input shard: all of them or no file. The same rows and `about` are the same bytes.
+    """Writes the rows of one tar, complete or not at all. The same rows and `about` give the same bytes.
 
-    Where another process has written the same shard meanwhile, it stays. Raises ValueError where `path` is made of
-    something else, or lengths disagree.
+    A shard that another process has written meanwhile stays. Raises UserError where `path` exists with another recipe,
+    or lengths disagree.
     """
     rows.check(str(path))
     if Path(path).exists():
         if all(name in about and read_about(path).get(name) == about[name] for name in ("recipe", "input")):
             return
         raise UserError(f"{str(path)!r} exists and is not overwritten: delete it to compute it again")
-    moments = {name: of_channels(rows.columns[name]) for name in STANDARDISED if name in rows.columns}
+    moments = {}
+    for name in [name for name in STANDARDISED if name in rows.columns]:
+        accumulated = channel_moments(rows.columns[name])
+        values = torch.tensor([accumulated.count]), accumulated.mean, accumulated.squares
+        moments |= {f"{name}.{part}": value for part, value in zip(MOMENTS, values, strict=True)}
     tensors = {name: column.detach().cpu().contiguous().clone() for name, column in rows.columns.items()}
     labels = json.dumps({"captions": rows.caption, "keys": rows.key}).encode()
-    tensors |= {LABELS: torch.frombuffer(bytearray(labels), dtype=torch.uint8)} | as_tensors(moments)
+    tensors |= {LABELS: torch.frombuffer(bytearray(labels), dtype=torch.uint8)} | moments
     found = {"images": len(rows.key), "captions": len(rows.caption), "fields": field_shapes(rows)}
     metadata = {ABOUT: json.dumps({"format": FORMAT, **about, **found}, sort_keys=True)}
     files.write_tensors(path, tensors, metadata)
 
 
 def read_shard(path: str | Path) -> CacheRows:
-    """The rows as they were written, mapped into memory: what is not looked at is not read.
+    """The rows as they were written, mapped into memory: only pages that are used are read.
 
-    Raises ValueError for a file that is not whole.
+    Raises UserError for a damaged file.
     """
     shard, _ = opened(path)
     labels = json.loads(bytes(shard.get_tensor(LABELS).numpy()))
@@ -106,18 +113,23 @@ def read_shard(path: str | Path) -> CacheRows:
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
-    """What a shard was made from; its header alone is read."""
+    """A shard's recipe, tar, statistics, counts and fields, from its header alone."""
     return opened(path)[1]
 
 
 def read_moments(path: str | Path) -> dict[str, RunningMoments]:
-    """Of every field that has channels."""
+    """The moments of every field that has channels."""
     shard, _ = opened(path)
-    return from_tensors({name: shard.get_tensor(name) for name in shard.keys() if "." in name})
+    moments: dict[str, RunningMoments] = {}
+    for field in {key.partition(".")[0] for key in shard.keys() if "." in key}:
+        count, mean, squares = (shard.get_tensor(f"{field}.{part}") for part in MOMENTS)
+        moments[field] = RunningMoments(dim=len(mean))
+        moments[field].count, moments[field].mean, moments[field].squares = int(count), mean, squares
+    return moments
 
 
 def opened(path: str | Path) -> tuple[Any, dict[str, Any]]:
-    """A shard and what it was made from. ValueError for a file that is missing, not whole, of another kind or older."""
+    """A shard and its facts. Raises UserError for a file that is missing, damaged, of another kind or older."""
     try:
         shard = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -132,51 +144,34 @@ def opened(path: str | Path) -> tuple[Any, dict[str, Any]]:
 
 
 def refuse_format(found: object, path: str | Path) -> None:
-    """ValueError for files that another version wrote."""
+    """Raises UserError for files that another version wrote."""
     if found != FORMAT:
-        told = f"{str(path)!r} has format {found or 1} and this version reads {FORMAT}"
-        raise UserError(f"{told}: precompute into another folder, or delete it and precompute again")
+        other = f"{str(path)!r} has format {found or 1} and this version reads {FORMAT}"
+        raise UserError(f"{other}: precompute into another folder, or delete it and precompute again")
 
 
-def of_channels(values: Tensor) -> RunningMoments:
-    """Of every channel, which is dimension 1."""
+def channel_moments(values: Tensor) -> RunningMoments:
+    """The moments of every channel, which is dimension 1."""
     moments = RunningMoments(dim=values.shape[1])
     moments.update(rearrange(values, "b c ... -> b ... c").flatten(0, -2))
     return moments
 
 
-def as_tensors(moments: Mapping[str, RunningMoments]) -> dict[str, Tensor]:
-    parts = {name: (torch.tensor([m.count]), m.mean, m.squares) for name, m in moments.items()}
-    return {
-        f"{name}.{part}": x for name in parts for part, x in zip(("count", "mean", "squares"), parts[name], strict=True)
-    }
-
-
-def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, RunningMoments]:
-    """Undoes `as_tensors`."""
-    made = {}
-    for name in {key.partition(".")[0] for key in tensors}:
-        made[name] = RunningMoments(dim=len(tensors[f"{name}.mean"]))
-        made[name].count = int(tensors[f"{name}.count"])
-        made[name].mean, made[name].squares = tensors[f"{name}.mean"], tensors[f"{name}.squares"]
-    return made
-
-
 @dataclass(frozen=True)
 class Fields:
-    """Those that a batch is to have; a caption has `positions` states in it."""
+    """The fields of a batch, in which a caption has `positions` states."""
 
     names: tuple[str, ...]
     positions: int
 
     @property
     def stored(self) -> tuple[str, ...]:
-        """The columns that they are made from."""
+        """The columns from which they are made."""
         extra = {MASK: (WORDS,), RAGGED: (RAGGED, STATES_FROM)}
         return (CAPTION_FROM, *(column for name in self.names for column in extra.get(name, (name,))))
 
     def of(self, rows: CacheRows, images: Int[Tensor, "b"], captions: Int[Tensor, "b"]) -> dict[str, Tensor]:
-        """A batch of images and of the caption that each has, by their places in `rows`; floats are float32."""
+        """A batch of images, each with one caption, by their indices in `rows`; floats are float32."""
         made = {MASK: self.mask, RAGGED: self.states}
         plain = [name for name in self.names if name not in made]
         fields = {name: rows.columns[name].index_select(0, captions if is_text(name) else images) for name in plain}
@@ -192,27 +187,29 @@ class Fields:
 
 
 def fields_of(folder: str | Path, manifest: Mapping[str, Any], names: Sequence[str], *, padding: bool) -> Fields:
-    """`names` of a finished folder; `padding`: whether the states of padding are read too.
+    """The fields `names` of a finished folder; `padding`: whether the states of padding are read too.
 
-    ValueError where the folder lacks a field, or holds the states of words alone and those of padding are read.
+    Raises UserError where the folder lacks a field, or the states of padding that are to be read.
     """
     missing = [name for name in names if name not in manifest["fields"]]
     if missing:
         held = ", ".join(manifest["fields"])
         raise UserError(f"{str(folder)!r} has no {', '.join(missing)}: it holds {held}; precompute what is missing")
     if padding and RAGGED in names and manifest["text_states"] == "words":
-        told = "holds the states of words alone, and this stage (data.padding=true) reads padding's too, as decoders do"
-        raise UserError(f"{str(folder)!r} {told}: precompute with text_states=all into another folder")
+        lacks = (
+            "holds the states of words alone, and this stage (data.padding=true) reads padding's too, as decoders do"
+        )
+        raise UserError(f"{str(folder)!r} {lacks}: precompute with text_states=all into another folder")
     return Fields(tuple(names), manifest["positions"])
 
 
 def refuse_other_sizes(
     folder: str | Path, manifest: Mapping[str, Any], sizes: Mapping[str, str], dims: Mapping[str, Any]
 ) -> None:
-    """ValueError where a finished folder was made for other sizes than a stage's `dims`.
+    """Raises UserError where a finished folder was made for other sizes than a stage's `dims`.
 
-    `sizes` names for each field the fact of `dims` that says how wide its vectors are, or how many channels latents
-    have. The pixels that latents were made of and the positions of captions are facts of every folder.
+    `sizes`: field -> the key of `dims` that has the width of its vectors, or the channels of latents. The pixels that
+    latents were made of and the positions of captions are compared too.
     """
     found = {fact: manifest["fields"][name]["shape"][0 if name == "z" else -1] for name, fact in sizes.items()}
     if "z" in sizes:
@@ -220,9 +217,9 @@ def refuse_other_sizes(
     if RAGGED in sizes:
         found["text_length"] = manifest["positions"]
     known = {fact: size for fact, size in found.items() if None not in (size, dims[fact])}
-    told = [f"{fact}={size}, not {dims[fact]}" for fact, size in known.items() if dims[fact] != size]
-    if told:
+    wrong = [f"{fact}={size}, not {dims[fact]}" for fact, size in known.items() if dims[fact] != size]
+    if wrong:
         raise UserError(
-            f"{str(folder)!r} was made for dims of {', '.join(told)}: train with these, or precompute with the "
+            f"{str(folder)!r} was made for dims of {', '.join(wrong)}: train with these, or precompute with the "
             "encoders and image_size that this stage is for"
         )

@@ -1,7 +1,4 @@
-"""A whole set of shards read into memory.
-
-A cache held in memory, of which a batch is a few indexed copies.
-"""
+"""Data sets that are read into memory: tars by `read_table`, a cache by `read_rows` into a `CachedTable`."""
 
 import random
 from collections.abc import Callable, Hashable, Mapping
@@ -17,7 +14,7 @@ from open_kandinsky.data.cache.rows import CAPTION_FROM, CacheRows, concat_rows,
 from open_kandinsky.data.cache.shard import Fields, read_shard
 from open_kandinsky.data.memory import Batch, Table
 from open_kandinsky.data.pairs import Pairs
-from open_kandinsky.data.stream.loader import SequentialReader, sequential_loader
+from open_kandinsky.data.stream.loader import SequentialLoader, SequentialReader
 from open_kandinsky.data.tar.reader import TarShards
 from open_kandinsky.data.tar.sample import Raw, read_info
 
@@ -27,27 +24,28 @@ LABELS = ("key", "caption", "group")
 
 @dataclass(frozen=True)
 class Grouped:
-    """Pairs, each with the group that its json names."""
+    """Rows of pairs, each with the `group` of its json."""
 
     pairs: Pairs
 
     def bucket(self, raw: Raw) -> Hashable:
         return self.pairs.bucket(raw)
 
-    def row(self, raw: Raw, bucket: Hashable, draws: random.Random) -> Batch:
+    def row(self, raw: Raw, bucket: Hashable, rng: random.Random) -> Batch:
         group = read_info(raw).get("group")
-        return self.pairs.row(raw, bucket, draws) | {"group": None if group is None else str(group)}
+        return self.pairs.row(raw, bucket, rng) | {"group": None if group is None else str(group)}
 
 
 def read_table(
     shards: TarShards, prepare: Pairs, *, workers: int, max_bad_share: float, seed: int
 ) -> tuple[Table, list[str | None]]:
-    """Every usable sample of `shards`, sorted by key so that any number of workers gives the same, and its group.
+    """Every usable sample of `shards` and its group, sorted by key: the same for any number of workers.
 
     Raises ValueError where there is none, and where their shapes differ.
     """
     reader = SequentialReader(shards=shards, prepare=Grouped(prepare), batch_size=READ_BATCH, seed=seed)
-    read = list(sequential_loader(reader, workers=workers, max_bad_share=max_bad_share, rank=0, processes=1))
+    workers = min(workers, sum(shards.counts))
+    read = list(SequentialLoader(reader, workers=workers, max_bad_share=max_bad_share))
     if not read:
         urls = shards.index.urls
         raise UserError(f"no sample in {len(urls)} shard(s), the first is {urls[0]!r}: are they img2dataset's?")
@@ -60,7 +58,7 @@ def read_table(
 
 
 def concat_columns(name: str, columns: list[Tensor], rows: list[int]) -> Tensor:
-    """One column in another order. Raises ValueError where the shapes differ."""
+    """One column of all batches, in the order `rows`. Raises UserError where the shapes differ."""
     shapes = {tuple(column.shape[1:]) for column in columns}
     if len(shapes) > 1:
         found = sorted(shapes)
@@ -73,7 +71,7 @@ Choose = Callable[[int, str, int], int]  # epoch, key, how many captions an imag
 
 @dataclass(frozen=True)
 class CaptionPerEpoch:
-    """A caption drawn anew each epoch; `seed`, the epoch and the image's key decide."""
+    """Draws another caption each epoch, by `seed`, the epoch and the image's key."""
 
     seed: int
 
@@ -82,12 +80,12 @@ class CaptionPerEpoch:
 
 
 def first_caption(epoch: int, key: str, count: int) -> int:
-    """For validation, which is to be the same each time."""
+    """For validation, which is the same in each epoch."""
     return 0
 
 
 class CachedTable:
-    """`rows` in memory, half precision kept half until a batch is made."""
+    """A cache in memory, of which a batch is a few indexed copies. float16 is widened when a batch is made."""
 
     def __init__(self, rows: CacheRows, fields: Fields, choose: Choose) -> None:
         self.rows, self.fields, self.choose = rows, fields, choose
@@ -101,7 +99,7 @@ class CachedTable:
         return batch | {"caption": caption, "key": [self.key[row] for row in rows]}
 
     def captions(self, rows: list[int], epoch: int) -> list[int]:
-        """The place of each image's caption among all captions."""
+        """The index among all captions of the caption of each image."""
         first = self.rows.columns[CAPTION_FROM]
         ends = zip(rows, first[rows].tolist(), first[torch.tensor(rows) + 1].tolist(), strict=True)
         return [start + self.choose(epoch, self.key[row], stop - start) for row, start, stop in ends]
@@ -110,21 +108,22 @@ class CachedTable:
 def read_rows(folder: str | Path, manifest: Mapping[str, Any], fields: Fields, limit: int | None) -> CacheRows:
     """The first `limit` examples (None: all) of a finished folder, copied into memory.
 
-    Shards are mapped and copied once, by torch.cat. ValueError for one that is missing, damaged or not the manifest's.
+    Shards are mapped and copied once, by torch.cat.
     """
-    left = manifest["count"] if limit is None else min(limit, manifest["count"])
-    parts = []
+    left, parts = manifest["count"] if limit is None else min(limit, manifest["count"]), []
     for name, count in manifest["shards"].items():
         if left > 0:
-            rows = only(read_shard(Path(folder) / name), fields)
-            if len(rows.key) != count:
-                told = f"has {len(rows.key)} examples, the manifest says {count}"
-                raise UserError(f"{str(Path(folder) / name)!r} {told}: precompute again")
+            rows = read_columns(Path(folder) / name, fields, count=count)
             parts.append(some_rows(rows, 0, min(left, count)))
             left -= count
     return concat_rows(parts)
 
 
-def only(rows: CacheRows, fields: Fields) -> CacheRows:
+def read_columns(path: Path, fields: Fields, *, count: int) -> CacheRows:
+    """The columns of a shard that `fields` need. Raises UserError where it is missing, damaged, or not of `count`."""
+    rows = read_shard(path)
+    if len(rows.key) != count:
+        wrong = f"has {len(rows.key)} examples, the manifest says {count}"
+        raise UserError(f"{str(path)!r} {wrong}: precompute again")
     columns: dict[str, Tensor] = {name: rows.columns[name] for name in fields.stored}
     return rows._replace(columns=columns)

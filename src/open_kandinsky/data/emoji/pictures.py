@@ -11,7 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from open_kandinsky.core.errors import UserError
-from open_kandinsky.data.transforms import check_size
+from open_kandinsky.data.transforms import header_of
 
 LARGEST = 1 << 20  # bytes of one picture's file
 MAX_PIXELS = 2048**2
@@ -81,10 +81,9 @@ class Pictures:
 
 
 def from_png(data: bytes) -> Image.Image:
-    """Decode a PNG in RGBA. ValueError or OSError for what is none."""
-    image = Image.open(io.BytesIO(data), formats=("PNG",))
-    check_size(image, MAX_PIXELS)
-    return image.convert("RGBA")
+    """Decode a picture in RGBA. UserError for what is none."""
+    with header_of(data, MAX_PIXELS) as image:
+        return image.convert("RGBA")
 
 
 def from_svg(data: bytes, size: int) -> Image.Image:

@@ -1,10 +1,8 @@
-"""Pixels of the toy set: silhouettes in units of their radius, sampled into soft masks and painted one over the other.
-
-Positions are (x, y) in pixels, x to the right, y down, the middle of the first pixel at (0.5, 0.5).
-
-The toy set's world: scenes of one or two coloured shapes, their captions, and which scenes are held out of training.
+"""The toy set's world: scenes of one or two coloured shapes, their captions and pictures, and splits for training.
 
 Everything is drawn from known attributes, so a rule-based reader can say whether a picture shows what its caption says.
+Silhouettes are functions in units of the shape's radius, sampled into soft masks that are painted one over the other.
+Positions are (x, y) in pixels, x to the right, y down, the middle of the first pixel at (0.5, 0.5).
 """
 
 import hashlib
@@ -54,18 +52,6 @@ def coverage(shape: str, *, centre: tuple[float, float], radius: float, size: in
     inside = SILHOUETTES[shape](x[None, :], y[:, None])
     pool = np.repeat(np.eye(size, dtype=np.float32), SAMPLES, axis=1) / SAMPLES
     return pool @ inside.astype(np.float32) @ pool.T
-
-
-def paint(
-    canvas: Float32[np.ndarray, "h w 3"], mask: Float32[np.ndarray, "h w"], colour: tuple[int, int, int]
-) -> Float32[np.ndarray, "h w 3"]:
-    """`canvas` with `colour` laid over it where `mask` is 1; both in [0, 255]."""
-    return canvas + mask[:, :, None] * (np.array(colour, dtype=np.float32) - canvas)
-
-
-def to_uint8(canvas: Float32[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Round to the nearest of 256 levels."""
-    return np.rint(canvas).astype(np.uint8)
 
 
 SPLITS = ("seen", "unseen", "never")
@@ -143,8 +129,8 @@ class World:
         canvas = np.full((self.size, self.size, 3), self.backgrounds[scene.background], dtype=np.float32)
         for thing, centre in zip(scene.things, self.centres(scene, rng), strict=True):
             mask = coverage(thing.shape, centre=centre, radius=self.radius(thing.size), size=self.size)
-            canvas = paint(canvas, mask, self.colours[thing.colour])
-        return to_uint8(canvas)
+            canvas = canvas + mask[:, :, None] * (np.array(self.colours[thing.colour], dtype=np.float32) - canvas)
+        return np.rint(canvas).astype(np.uint8)
 
     def template(self, shape: str, radius: float, offset: tuple[float, float]) -> Float32[np.ndarray, "h w"]:
         """The soft mask of a shape `offset` pixels (x, y) from the middle of the picture; `radius` in pixels."""

@@ -109,39 +109,14 @@ class BatchBuilder:
         return {name: send(column) if isinstance(column, Tensor) else column for name, column in rows.items()}
 
 
-class RowMaker:
-    """Makes rows of samples, and counts samples of which it cannot.
-
-    A row's random numbers depend on `seed` and the sample's source, epoch and key, and on nothing else.
-    """
-
-    def __init__(self, *, prepare: Prepare, seed: int, stats: StreamStats) -> None:
-        self.prepare, self.seed, self.stats = prepare, seed, stats
-        self.bad_in_a_row = 0
-
-    def row(self, ref: SampleRef, bucket: Hashable) -> Batch | None:
-        """The sample's row; None where it cannot be made."""
-        rng = random.Random(f"{self.seed}/{ref.source}/{ref.epoch}/{ref.sample.key}")
-        try:
-            row, self.bad_in_a_row = self.prepare.row(ref.sample, bucket, rng), 0
-        except ValueError as error:
-            self.bad_in_a_row += 1
-            return self.count_bad(ref, error)
-        return row
-
-    def count_bad(self, ref: SampleRef, error: ValueError) -> None:
-        bad, stats = BadSample.from_error(error), self.stats.of(ref.source, ref.epoch)
-        stats.add(bad.reason, key=ref.sample.key, shard=ref.sample.url, detail=bad.detail)
-
-
 class Bucket:
     """The samples of one size, undecoded until there are enough for a batch; its first rows are then in `builder`.
 
     Samples stay in `waiting` until their batch is complete, so that a checkpoint can list all that have none.
     """
 
-    def __init__(self, key: Hashable, rows: RowMaker, pool: BufferPool) -> None:
-        self.key, self.rows, self.pool = key, rows, pool
+    def __init__(self, key: Hashable, batcher: "BucketBatcher") -> None:
+        self.key, self.batcher = key, batcher
         self.waiting: list[SampleRef] = []
         self.builder: BatchBuilder | None = None
 
@@ -159,9 +134,9 @@ class Bucket:
 
     def decode(self, size: int) -> BatchBuilder:
         """Decodes the first `size` samples, or all where fewer wait; samples that cannot be decoded are dropped."""
-        builder = self.builder = self.builder or BatchBuilder(size, self.pool)
+        builder = self.builder = self.builder or BatchBuilder(size, self.batcher.pool)
         while builder.count < min(size, len(self.waiting)):
-            row = self.rows.row(self.waiting[builder.count], self.key)
+            row = self.batcher.row(self.waiting[builder.count], self.key)
             if row is None:
                 del self.waiting[builder.count]
             else:
@@ -171,28 +146,46 @@ class Bucket:
     def pop(self, builder: BatchBuilder) -> Batch:
         """The batch of the builder, whose samples wait no longer."""
         for ref in self.waiting[: builder.count]:
-            self.rows.stats.of(ref.source, ref.epoch).good()
+            self.batcher.stats.of(ref.source, ref.epoch).good()
         del self.waiting[: builder.count]
         self.builder = None
         return builder.batch()
 
 
 class BucketBatcher:
-    """Sorts samples into buckets, from which batches are taken."""
+    """Sorts samples into buckets, from which batches are taken, and counts samples that cannot be used.
 
-    def __init__(self, rows: RowMaker) -> None:
-        self.rows, self.pool = rows, BufferPool()
+    A row's random numbers depend on `seed` and the sample's source, epoch and key, and on nothing else.
+    """
+
+    def __init__(self, *, prepare: Prepare, seed: int, stats: StreamStats) -> None:
+        self.prepare, self.seed, self.stats, self.pool = prepare, seed, stats, BufferPool()
         self.buckets: dict[Hashable, Bucket] = {}
+        self.undecodable_in_a_row = 0
 
     def add(self, ref: SampleRef) -> Bucket | None:
         """The bucket that the sample was added to; None for one that cannot be used."""
         try:
-            key = self.rows.prepare.bucket(ref.sample)
+            key = self.prepare.bucket(ref.sample)
         except ValueError as error:
-            return self.rows.count_bad(ref, error)
-        bucket = self.buckets.setdefault(key, Bucket(key, self.rows, self.pool))
+            return self.count_bad(ref, error)
+        bucket = self.buckets.setdefault(key, Bucket(key, self))
         bucket.waiting.append(ref)
         return bucket
+
+    def row(self, ref: SampleRef, key: Hashable) -> Batch | None:
+        """The sample's row in a batch of bucket `key`; None where it cannot be made."""
+        rng = random.Random(f"{self.seed}/{ref.source}/{ref.epoch}/{ref.sample.key}")
+        try:
+            row, self.undecodable_in_a_row = self.prepare.row(ref.sample, key, rng), 0
+        except ValueError as error:
+            self.undecodable_in_a_row += 1
+            return self.count_bad(ref, error)
+        return row
+
+    def count_bad(self, ref: SampleRef, error: ValueError) -> None:
+        bad, stats = BadSample.from_error(error), self.stats.of(ref.source, ref.epoch)
+        stats.add(bad.reason, key=ref.sample.key, shard=ref.sample.url, detail=bad.detail)
 
     def waiting(self) -> list[SampleIndex]:
         """Where the waiting samples lie, bucket by bucket, in the order of each."""

@@ -28,7 +28,7 @@ from open_kandinsky.core.distributed import gather_objects, rank_and_world_size,
 from open_kandinsky.core.errors import NumericalError, UserError
 from open_kandinsky.data.memory import Batch, EpochIterator, Held, MemoryLoader, Order, whole_batches
 from open_kandinsky.data.stream import permutation
-from open_kandinsky.data.stream.batches import BucketBatcher, RowMaker
+from open_kandinsky.data.stream.batches import BucketBatcher
 from open_kandinsky.data.stream.layout import Layout, Progress, checkpoint, fresh, resume
 from open_kandinsky.data.stream.permutation import Permutation
 from open_kandinsky.data.stream.plan import Assignment, Cursor, Plan, Prepare, Shards, SourcePosition, StreamState
@@ -102,18 +102,28 @@ def exit_on_sigterm_of_parent() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequentialReader:
-    """Every sample of some shards once, in their order. `seed`: of the rows' random numbers, equal in each pass."""
+class SequentialReader(IterableDataset):
+    """Every sample of some shards once, in their order, divided among all workers of all processes.
+
+    `seed`: of the rows' random numbers, equal in each pass.
+    """
 
     shards: Shards
     prepare: Prepare
     batch_size: int
     seed: int
+    rank: int = 0
+    processes: int = 1
+
+    def __iter__(self) -> Iterator[Batch | SampleStats]:
+        worker = get_worker_info()
+        workers, at = (worker.num_workers, worker.id) if worker else (1, 0)
+        return self.batches(self.rank * workers + at, self.processes * workers)
 
     def batches(self, stream: int, streams: int) -> Iterator[Batch | SampleStats]:
         """The batches of one of several streams, the last ones short, and then its statistics."""
         stats = StreamStats()
-        batcher = BucketBatcher(RowMaker(prepare=self.prepare, seed=self.seed, stats=stats))
+        batcher = BucketBatcher(prepare=self.prepare, seed=self.seed, stats=stats)
         mine = permutation.split(permutation.all_samples(self.shards.counts), stream, streams)
         order = Permutation(n=permutation.total(mine), buffer=1, seed="")
         cursor = Cursor(
@@ -130,18 +140,6 @@ class SequentialReader:
         for bucket in batcher.buckets.values():
             yield from bucket.last_batch()
         yield stats.merged(1.0)
-
-
-class ReaderDataset(IterableDataset):
-    """The streams of one process, one for each DataLoader worker. The data are divided among all processes' workers."""
-
-    def __init__(self, reader: SequentialReader, *, rank: int, processes: int) -> None:
-        self.reader, self.rank, self.processes = reader, rank, processes
-
-    def __iter__(self) -> Iterator[Batch | SampleStats]:
-        worker = get_worker_info()
-        workers, at = (worker.num_workers, worker.id) if worker else (1, 0)
-        return self.reader.batches(self.rank * workers + at, self.processes * workers)
 
 
 class SequentialLoader:
@@ -164,16 +162,6 @@ class SequentialLoader:
         total.check()
         if not total.clean:
             log.warning(total.report())
-
-
-def sequential_loader(
-    reader: SequentialReader, *, workers: int, max_bad_share: float, rank: int, processes: int
-) -> SequentialLoader:
-    """One process's batches of a `SequentialReader`, the same in each pass."""
-    workers = min(workers, sum(reader.shards.counts))
-    return SequentialLoader(
-        ReaderDataset(reader, rank=rank, processes=processes), workers=workers, max_bad_share=max_bad_share
-    )
 
 
 class StreamDataset(IterableDataset):
@@ -296,7 +284,11 @@ class Streaming:
         Raises UserError where the checkpoint is of other data, and where the samples do not fill one batch.
         """
         counts = [source.shards.counts for source in sources]
-        workers = usable_workers(self.workers, whole_batches(sum(map(sum, counts)), self.batch_size))
+        batches = whole_batches(sum(map(sum, counts)), self.batch_size)
+        workers = min(self.workers, batches)  # one without a batch in each epoch would only cost memory
+        if workers < self.workers:
+            told = f"workers={self.workers}, but only {batches} batch(es) an epoch to share out"
+            rank_zero_warn(f"{told}: using {workers} workers")
         layout = Layout(world_size(), max(1, workers))
         plan = Plan(
             identities=[source.identity for source in sources],
@@ -319,13 +311,6 @@ class Streaming:
             max_bad_share=self.max_bad_share,
         )
         return StreamLoader(recipe=recipe, workers=workers, progress=progress, trained=trained)
-
-
-def usable_workers(wanted: int, batches: int) -> int:
-    """A worker without a batch in each epoch would only cost memory."""
-    if wanted > batches:
-        rank_zero_warn(f"workers={wanted}, but only {batches} batch(es) an epoch to share out: using {batches} workers")
-    return min(wanted, batches)
 
 
 class ResumableData(LightningDataModule):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.memory import Batch
-from open_kandinsky.data.stream.batches import Bucket, BucketBatcher, RowMaker
+from open_kandinsky.data.stream.batches import Bucket, BucketBatcher
 from open_kandinsky.data.stream.plan import Cursor, Plan, Prepare, SampleIndex, SampleRef, Shards, StreamState
 from open_kandinsky.data.tar.stats import Epoch, Plain, StreamStats
 
@@ -49,8 +49,7 @@ class Stream:
     def __init__(self, recipe: Recipe, *, number: int, state: StreamState) -> None:
         self.recipe, self.number, self.resumed, self.draws = recipe, number, state, state.draws
         self.stats = StreamStats()
-        self.rows = RowMaker(prepare=recipe.prepare, seed=recipe.plan.seed, stats=self.stats)
-        self.batcher = BucketBatcher(self.rows)
+        self.batcher = BucketBatcher(prepare=recipe.prepare, seed=recipe.plan.seed, stats=self.stats)
         self.cursors = [
             Cursor(
                 source=source,
@@ -106,7 +105,7 @@ class Stream:
         if self.stats.bad() == self.bad_when_judged:
             return
         self.bad_when_judged = self.stats.bad()
-        if self.rows.bad_in_a_row >= min(self.recipe.plan.samples, MAX_BAD_IN_A_ROW):
+        if self.batcher.undecodable_in_a_row >= min(self.recipe.plan.samples, MAX_BAD_IN_A_ROW):
             raise self.nothing_usable()
         total = self.stats.merged(self.recipe.max_bad_share)
         total.seen += sum(len(cursor.buffered) for cursor in self.cursors) + len(self.batcher.waiting())

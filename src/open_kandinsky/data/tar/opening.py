@@ -60,8 +60,9 @@ def expand(url: str, allow_pipe: bool) -> list[str]:
         return folder_urls(url)
     try:
         expanded = expand_urls(url) if "{" in url and not Path(url).exists() else [url]
-    except AssertionError as error:  # webdataset's word for ${NAME} without WDS_NAME in the environment
-        raise UserError(f"{url!r}: {error}; set it, or write the address out") from error
+    except AssertionError as error:
+        told = "${NAME} stands for the environment variable WDS_NAME, which is not set"
+        raise UserError(f"{url!r}: {told}; set it, or write the address out") from error
     return [shard for one in expanded for shard in (remote_shards(one) if REMOTE.match(one) else local_shards(one))]
 
 
