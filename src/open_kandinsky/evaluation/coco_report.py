@@ -1,7 +1,7 @@
 """The report of an evaluation on COCO: metrics.json for programs, report.html for people, a line for the terminal.
 
 metrics.json and the page carry warnings about what the numbers may be compared with (`caveats`); the page shows numbers
-that others have published beside ours. Weights & Biases get all of it too, if asked (`WandbReport`).
+that others have published beside ours. Weights & Biases get all of it too (`WandbReport`).
 """
 
 import json
@@ -144,12 +144,15 @@ class ReportFiles:
 
     def do(self) -> None:
         run, markers = self.run, self.run.samples.markers(self.run.n)
-        made = {
-            "commit": commit(),
-            "machines": sorted({marker["machine"] for marker in markers}),
-            "seconds_drawing": sum(marker["seconds"] for marker in markers),
+        result = {
+            **self.numbers,
+            "versions": versions(),
+            "made": {
+                "commit": commit(),
+                "machines": sorted({marker["machine"] for marker in markers}),
+                "seconds_drawing": sum(marker["seconds"] for marker in markers),
+            },
         }
-        result = {**self.numbers, "versions": versions(), "made": made}
         first = sheet_of(run, list(range(min(SHOWN, run.n))))  # a caption list is in random order already
         files.write(run.out / REPORT, coco_page(result, first, worst_png(run)))
         write_json(run.out / METRICS, result)
@@ -158,10 +161,10 @@ class ReportFiles:
     def numbers(self) -> dict[str, Any]:
         """All of metrics.json that is the same whoever computed it, and when."""
         run = self.run
-        own, *others = [CocoScores(run, protocol) for protocol in run.protocols]
+        first, *others = [CocoScores(run, protocol) for protocol in run.protocols]
         return {
             "protocol": run.protocol.name,
-            "metrics": own.read(),
+            "metrics": first.read(),
             "also": {other.protocol.name: other.read() for other in others},
             "warnings": caveats(run),
             **about(run),

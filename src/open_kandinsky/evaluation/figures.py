@@ -20,7 +20,7 @@ COLOURS = ("#4c8dd6", "#e08a3c", "#4fa96b", "#d0605e", "#9a7fd1")
 
 
 def curves(series: Series, title: str) -> str:
-    """Values over steps: each series faint, and over it its running mean over a fiftieth of its length.
+    """A plot of values over steps: each series faint, and on it its running mean over a fiftieth of its length.
 
     The axis is logarithmic where positive values span a factor above 30.
     """
@@ -41,7 +41,7 @@ def curves(series: Series, title: str) -> str:
 
 
 def tradeoff(lines: Mapping[str, Sequence[tuple[str, Number, Number]]], *, x: str, y: str) -> str:
-    """A line for each name through its labelled points (label, x, y), in their order; `x` and `y` name the axes."""
+    """A plot with a line for each name through its points (label, x, y), in their order; `x`, `y` name the axes."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     for (name, points), colour in zip(lines.items(), COLOURS * len(lines), strict=False):
@@ -55,7 +55,7 @@ def tradeoff(lines: Mapping[str, Sequence[tuple[str, Number, Number]]], *, x: st
 
 
 def timeline(seconds: Mapping[str, Number]) -> str:
-    """How long each part took, in order, as horizontal bars."""
+    """A horizontal bar for each part, as long as the part took, in order."""
     figure = Figure(figsize=(8.4, 0.5 + 0.3 * len(seconds)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(list(seconds), list(seconds.values()), height=0.62, color=COLOURS[0])
@@ -69,7 +69,7 @@ def timeline(seconds: Mapping[str, Number]) -> str:
 
 
 def duration(seconds: Number) -> str:
-    """Seconds for a reader: 0.4 s, 42 s, 4 min 16 s."""
+    """A time as text: 0.4 s, 42 s, 4 min 16 s."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -77,7 +77,7 @@ def duration(seconds: Number) -> str:
 
 
 def running_mean(values: Float[np.ndarray, "n"], width: int) -> Float[np.ndarray, "n"]:
-    """Centred, over at most `width` values, fewer at the ends."""
+    """The mean of the `width` values around each value, of fewer at the ends."""
     kernel = np.ones(width)
     return np.convolve(values, kernel, "same")[: len(values)] / np.convolve(np.ones(len(values)), kernel, "same")
 

@@ -89,8 +89,8 @@ class ShapesProtocol:
             for folder, system in request.systems.items()
         }
         metrics, pixels = self.measure(judges)
-        seen, own = self.examples["seen"], next(iter(judges.values()))
-        right = own.right(pixels[:SHOWN], seen.scenes[:SHOWN])
+        seen, first = self.examples["seen"], next(iter(judges.values()))
+        right = first.right(pixels[:SHOWN], seen.scenes[:SHOWN])
         sheet = contact_sheet(to_images(pixels[:SHOWN]), seen.captions[:SHOWN], columns=8, marks=right)
         files.write(out / "samples.png", sheet)
         digest = hashlib.sha256(to_uint8(pixels).numpy().tobytes()).hexdigest()
@@ -100,41 +100,41 @@ class ShapesProtocol:
 
     def measure(self, judges: Mapping[str, "Judge"]) -> tuple[dict[str, Any], Float[Tensor, "n 3 h w"]]:
         """All metrics, by the names in metrics.json, and the pictures drawn for the split `seen`, on [-1, 1]."""
-        name, own = next(iter(judges.items()))
+        name, first = next(iter(judges.items()))
         drawn = {
             prior: {
                 split: judge.draw(self.examples[split].captions, f"{prior} prior, {split} captions")
-                for split in (SPLITS if judge is own else COMPARED)
+                for split in (SPLITS if judge is first else COMPARED)
             }
             for prior, judge in judges.items()
         }
         accuracy = {
-            prior: {split: own.accuracy(d.pixels, self.examples[split].scenes) for split, d in splits.items()}
+            prior: {split: first.accuracy(d.pixels, self.examples[split].scenes) for split, d in splits.items()}
             for prior, splits in drawn.items()
         }
         seen = self.examples["seen"]
-        unguided = own.draw(seen.captions, "no guidance, seen captions", scale=1.0)
-        text_emb, image_emb = own.text_emb(seen.captions), own.image_emb(seen.pixels)
+        unguided = first.draw(seen.captions, "no guidance, seen captions", scale=1.0)
+        text_emb, image_emb = first.text_emb(seen.captions), first.image_emb(seen.pixels)
         metrics = {
             "accuracy": accuracy[name],
-            "accuracy_no_guidance": own.accuracy(unguided.pixels, seen.scenes),
+            "accuracy_no_guidance": first.accuracy(unguided.pixels, seen.scenes),
             "priors": {
                 prior: {f"accuracy_{split}": accuracy[prior][split]["all"] for split in COMPARED}
                 | {f"accuracy_{split}_se": accuracy[prior][split]["all_se"] for split in COMPARED}
-                | own.similarity(drawn[prior]["seen"], text_emb, image_emb)
+                | first.similarity(drawn[prior]["seen"], text_emb, image_emb)
                 | {"parameters": sum(p.numel() for p in judge.pipe.prior.network.parameters())}
                 for prior, judge in judges.items()
             },
             "text_cosine_to_image": float(F.cosine_similarity(text_emb, image_emb).mean()),
             "oracle_real": {
-                split: own.accuracy(real.pixels, real.scenes)["all"] for split, real in self.examples.items()
+                split: first.accuracy(real.pixels, real.scenes)["all"] for split, real in self.examples.items()
             },
             "oracle_reconstruction": {},
             "reconstruction": {},
         }
         for split, real in self.examples.items():
-            reconstructed, metrics["reconstruction"][split] = own.reconstruct(real.pixels)
-            metrics["oracle_reconstruction"][split] = own.accuracy(reconstructed, real.scenes)["all"]
+            reconstructed, metrics["reconstruction"][split] = first.reconstruct(real.pixels)
+            metrics["oracle_reconstruction"][split] = first.accuracy(reconstructed, real.scenes)["all"]
         return metrics, drawn[name]["seen"].pixels
 
 
@@ -269,8 +269,8 @@ def report_on(out: Path, parts: Mapping[str, QuickstartPart], *, seed: int) -> P
 
 
 def summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The headline numbers under the names that other programs read, and all of the metrics beside them."""
-    own = next(iter(metrics["priors"].values()))
+    """report.json's metrics: the headline numbers, which are those of the first prior, and all others beside them."""
+    first = next(iter(metrics["priors"].values()))
     return {
         "caption_accuracy": metrics["accuracy"]["seen"]["all"],
         "caption_accuracy_heldout": metrics["accuracy"]["unseen"]["all"],
@@ -283,8 +283,8 @@ def summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "accuracy": metrics["accuracy"],
         "priors": metrics["priors"],
         "text_cosine_to_image": metrics["text_cosine_to_image"],
-        "clip_score": own["clip_score"],
-        "frechet_distance": own["frechet_distance"],
+        "clip_score": first["clip_score"],
+        "frechet_distance": first["frechet_distance"],
     }
 
 
