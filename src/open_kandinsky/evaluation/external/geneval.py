@@ -73,14 +73,12 @@ def results(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} scores a picture more than once: {len(lines)} lines; has it two runs' results?")
     tasks = {task: _accuracy([line["correct"] for line in lines if line["tag"] == task]) for task in TASKS}
     accuracies = [task["accuracy"] for task in tasks.values()]
-    prompts = {line["metadata"]: False for line in lines} | {
-        line["metadata"]: True for line in lines if line["correct"]
-    }
+    solved = {line["metadata"] for line in lines if line["correct"]}
     return {
         "overall": None if None in accuracies else sum(accuracies) / len(accuracies),
         "tasks": tasks,
         "images": _accuracy([line["correct"] for line in lines]),
-        "prompts": _accuracy(list(prompts.values())),
+        "prompts": _accuracy([prompt in solved for prompt in {line["metadata"] for line in lines}]),
     }
 
 

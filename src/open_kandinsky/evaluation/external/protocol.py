@@ -36,7 +36,7 @@ BENCHMARKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkProtocol:
-    """Draws where `prompts` is given; writes metrics.json where `results`, the output of the benchmark's program, is."""
+    """Draws where `prompts` is given; writes metrics.json where `results` of the benchmark's program are."""
 
     reads = ("block", "seed", *DRAWING)
     metrics = ()
@@ -60,12 +60,15 @@ class BenchmarkProtocol:
         folder, size = request.out / self.name, min(request.block, len(texts))
         samples = Samples(request.out / "pictures", texts, request.system, seeds="independent", size=size)
         samples.draw(len(texts), Leases(request.out / "claims" / "pictures"))
-        numbered = (
-            NumberedPicture(number // benchmark.each, texts[number], number % benchmark.each, png(image))
-            for number, image in samples.each(len(texts))
-        )
-        unit = BenchmarkFolder(folder, lambda: benchmark.write(folder, items, numbered))
-        share([unit], Leases(request.out / "claims" / "layout"), seen=lambda: None)
+
+        def write() -> None:
+            pictures = (
+                NumberedPicture(number // benchmark.each, texts[number], number % benchmark.each, png(image))
+                for number, image in samples.each(len(texts))
+            )
+            benchmark.write(folder, items, pictures)
+
+        share([BenchmarkFolder(folder, write)], Leases(request.out / "claims" / "layout"), seen=lambda: None)
         return f"drawn: {folder}\nscore it by {self.name}'s own program, then: protocol.results=PATH"
 
     def read(self, request: EvalRequest, results: Path) -> str:
