@@ -98,12 +98,12 @@ def pictures(folder: Path) -> dict[str, Piece]:
     shard's member. ValueError for a shard that is cut short.
     """
     shards = [shard for place in (folder, folder / FOLDER) for shard in sorted(place.glob("*.tar"))]
-    found = {name: piece for shard in shards for name, piece in members(shard)}
+    pieces = {name: piece for shard in shards for name, piece in members(shard)}
     if (folder / FOLDER).is_dir():
         with os.scandir(folder / FOLDER) as entries:
             names = [entry.name for entry in entries if entry.name.endswith(".jpg") and entry.is_file()]
-        found |= {name: Piece(folder / FOLDER / name, 0, -1) for name in names}
-    return found
+        pieces |= {name: Piece(folder / FOLDER / name, 0, -1) for name in names}
+    return pieces
 
 
 def members(shard: Path) -> Iterator[tuple[str, Piece]]:

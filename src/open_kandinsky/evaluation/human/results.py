@@ -163,11 +163,11 @@ def win_rate(votes: Sequence[Vote]) -> float | None:
     return sum(scores(votes)) / len(votes) if votes else None
 
 
-def headline(found: Mapping[str, Any]) -> str:
+def headline(report: Mapping[str, Any]) -> str:
     """The results in a few lines of text."""
-    numbers = f"{found['votes']} votes of {len(found['judges'])} judges on {found['pairs']} pairs"
-    parts = [question_lines(words, found["questions"][name]) for name, words in QUESTIONS.items()]
-    return "\n\n".join([f"{numbers} of {found['prompts']} prompts", *parts])
+    numbers = f"{report['votes']} votes of {len(report['judges'])} judges on {report['pairs']} pairs"
+    parts = [question_lines(words, report["questions"][name]) for name, words in QUESTIONS.items()]
+    return "\n\n".join([f"{numbers} of {report['prompts']} prompts", *parts])
 
 
 def question_lines(words: str, of: Mapping[str, Any]) -> str:
