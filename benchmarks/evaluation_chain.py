@@ -20,12 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from open_kandinsky.config import compose
-from open_kandinsky.data.coco import Coco
-from open_kandinsky.evaluation import samples, scores
+from open_kandinsky.evaluation import samples
 from open_kandinsky.evaluation.coco_report import publish
 from open_kandinsky.evaluation.coco_run import Run
 from open_kandinsky.evaluation.features import ClipFeatures, InceptionFeatures
-from open_kandinsky.evaluation.samples import Subject
+from open_kandinsky.evaluation.samples import EvalRequest, EvaluatedSystem
 from open_kandinsky.weights.published import FoundWeights
 
 IMAGES, PICTURES, BLOCK = 40_504, 30_000, 32
@@ -70,9 +69,23 @@ def run_in(folder: Path) -> Run:
         for extractor in [protocol.inception, *protocol.clip.values()]:
             if isinstance(extractor, kind):
                 stand_in(extractor, names)
-    subject = Subject("random", {"clip": "0", "movq": "0", "prior": "0", "decoder": "0"}, lambda: None, {}, 0)  # type: ignore
-    coco = Coco.open(folder / "coco")
-    return Run(protocol, [], subject, coco, folder / "out", scores.named(protocol.metrics), None, BLOCK)
+    hashes = {"clip": "0", "movq": "0", "prior": "0", "decoder": "0"}
+    system = EvaluatedSystem("random", hashes, lambda: None, {}, 0)  # type: ignore
+    request = EvalRequest(
+        out=folder / "out",
+        systems={"prior": system},
+        coco=folder / "coco",
+        also=[],
+        metrics=protocol.metrics,
+        limit=None,
+        block=BLOCK,
+        table=None,
+        accept_flat=True,
+        real_stats=None,
+        accept_unknown_stats=False,
+        wandb=None,
+    )
+    return protocol.prepare(request, request.open_coco())
 
 
 def drawn(run: Run) -> None:
@@ -80,7 +93,9 @@ def drawn(run: Run) -> None:
     run.samples.begin()
     levels = np.random.default_rng(0).integers(0, 256, (PICTURES, 8, 8, 3), dtype=np.uint8)
     same = {"seconds": 0.0, "drawn_with": {"scale": 1}, "machine": "", "versions": {"torch": ""}}
-    for block in [block for block in run.samples.of(run.n) if samples.marker(run.samples.folder, block) is None]:
+    for block in [
+        block for block in run.samples.first_blocks(run.n) if samples.marker(run.samples.folder, block) is None
+    ]:
         about = {"seeds": list(block.rows), **same}
         samples.write_block(run.samples.folder, block, [Image.fromarray(levels[row]) for row in block.rows], about)
 
@@ -95,7 +110,7 @@ def main() -> None:
     start = time.perf_counter()
     run = run_in(folder)
     run.check()
-    run.samples.draw(run.n, run.claims("pictures"))
+    run.draw()
     opened = time.perf_counter()
     run.score()
     scored = time.perf_counter()

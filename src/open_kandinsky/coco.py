@@ -3,7 +3,7 @@
 open-kandinsky coco                     to data/coco
 open-kandinsky coco to=/data/coco
 
-Goes on where it was stopped; done again, it only looks. Without a network it says which two files to put where.
+Resumes where it was stopped; checks a set that is complete. Without a network it says which two files to put where.
 """
 
 from pathlib import Path
@@ -13,27 +13,22 @@ from omegaconf import DictConfig
 
 from open_kandinsky.config import compose
 from open_kandinsky.data.coco import Coco
-from open_kandinsky.data.coco.fetch import CocoRelease, fetch
+from open_kandinsky.data.coco.fetch import fetch
 
 
 def coco(cfg: DictConfig) -> Coco:
-    """Run it; ValueError as for `fetch`."""
+    """Fetch what the folder lacks of the set; ValueError as for `fetch`."""
     return fetch(Path(cfg.to), instantiate(cfg.published))
-
-
-def spare(folder: Path, published: CocoRelease) -> list[Path]:
-    """Archives that are still there, of which nothing is needed any more."""
-    paths = (folder / archive.name for archive in (published.annotations, published.pictures))
-    return [path for path in paths if path.exists()]
 
 
 @compose.command("coco")
 def main(cfg: DictConfig) -> None:
-    found = coco(cfg)
-    print(f"coco: {len(found.images):,} images and {len(found.captions):,} captions in {found.source}")
-    print(f"sha256 of ids, names and captions: {found.sha256}")
-    if left := spare(found.source, instantiate(cfg.published)):
-        print(f"no longer needed: {', '.join(map(str, left))}")
+    fetched, published = coco(cfg), instantiate(cfg.published)
+    print(f"coco: {len(fetched.images):,} images and {len(fetched.captions):,} captions in {fetched.source}")
+    print(f"sha256 of ids, names and captions: {fetched.sha256}")
+    archives = [fetched.source / archive.name for archive in (published.annotations, published.pictures)]
+    if unneeded := [str(archive) for archive in archives if archive.exists()]:
+        print(f"no longer needed: {', '.join(unneeded)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Caption lists: which texts a system is asked to draw. A rule makes one from COCO; a list has a hash of its own.
+"""Caption lists: the texts that a system draws for a score on COCO. A rule makes a list, and a list has a hash.
 
-What is drawn at random is put in the order of SHA-256 of "{seed}:{id}" (UTF-8, decimal) and the first n are taken, so
-that it depends on no library, and so that a shorter list is the beginning of a longer one.
+A random choice takes the first n in the order of SHA-256 of "{seed}:{id}" (UTF-8, decimal), so that it depends on no
+library, and a shorter list is the beginning of a longer one.
 """
 
 import csv
@@ -16,13 +16,13 @@ from typing import NamedTuple
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.core.suggest import nearest
 from open_kandinsky.data.coco import Coco, CocoCaption
-from open_kandinsky.data.coco.folder import named
+from open_kandinsky.data.coco.folder import first_few
 
 IMAGE_ID = re.compile(r"0*(\d+)(?:_mscoco_\d+)?")
 
 
 class Caption(NamedTuple):
-    """The `index`th text of a list. `image_id` is None where a published list does not say which image it is of."""
+    """Text number `index` of a list. `image_id` is None where a published list does not name the image."""
 
     index: int
     image_id: int | None
@@ -31,42 +31,42 @@ class Caption(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class OnePerImage:
-    """`n` images without replacement, of each one of its captions: the first in the order of the seed."""
+    """One caption of each of `n` images, both chosen at random without replacement."""
 
     n: int
     seed: int
 
     def __call__(self, coco: Coco) -> list[Caption]:
-        """In the order drawn. ValueError where fewer images have captions."""
-        of = coco.captions_of
-        refuse_more(self.n, len(of), "images with captions", coco.source)
-        return listed((image_id, self.one(of[image_id])) for image_id in drawn(of, self.n, self.seed))
+        """In random order. ValueError where fewer images have captions."""
+        refuse_more(self.n, len(coco.captions_of), "images with captions", coco.source)
+        image_ids = draw(coco.captions_of, self.n, self.seed)
+        return listed((image_id, self.choose(coco.captions_of[image_id])) for image_id in image_ids)
 
-    def one(self, captions: Sequence[CocoCaption]) -> str:
+    def choose(self, captions: Sequence[CocoCaption]) -> str:
         texts = {caption.id: caption.text for caption in captions}
-        return texts[drawn(texts, 1, self.seed)[0]]
+        return texts[draw(texts, 1, self.seed)[0]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnyCaption:
-    """`n` of all captions without replacement, so that an image may be there more than once."""
+    """`n` of all captions, chosen at random without replacement; an image may have several of them."""
 
     n: int
     seed: int
 
     def __call__(self, coco: Coco) -> list[Caption]:
-        """In the order drawn. ValueError where there are fewer."""
+        """In random order. ValueError where there are fewer."""
         by_id = {caption.id: caption for caption in coco.captions}
         refuse_more(self.n, len(by_id), "captions", coco.source)
-        return listed((by_id[id].image_id, by_id[id].text) for id in drawn(by_id, self.n, self.seed))
+        return listed(by_id[id][1:] for id in draw(by_id, self.n, self.seed))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """A published table with an image id and a caption a row, in its order; `source` says where to get it.
+    """A published table with an image id and a caption in each row, in its order; `source` says where to get it.
 
-    An id may be COCO's number or begin with it, as in DALL-Eval's `346904_mscoco_0`. Texts are the table's, not COCO's,
-    but for white space at the ends.
+    An id is COCO's number or begins with it, as DALL-Eval's `346904_mscoco_0`. Texts are the table's, without white
+    space at their ends.
 
     - T2IBenchmark (MS-COCO_val2014_30k_captions.csv): image_id, text; commas
     - DALL-Eval (uid_caption.csv): uid, caption; commas
@@ -81,18 +81,18 @@ class Listed:
     source: str
 
     def __call__(self, coco: Coco) -> list[Caption]:
-        """ValueError for a file that is not there or lacks a column, and for an image that COCO does not have."""
-        reader = csv.DictReader(io.StringIO(text_of(self.file, self.source), newline=""), delimiter=self.separator)
+        """ValueError for a file that is missing or lacks a column, and for an image that COCO does not have."""
+        reader = csv.DictReader(io.StringIO(read_text(self.file, self.source), newline=""), delimiter=self.separator)
         for column in (self.image_id_column, self.caption_column):
             require(column, reader.fieldnames or [], self.file)
         rows = [self.row(row, f"{self.file}, line {reader.line_num}") for row in reader]
-        stray = [image_id for image_id, _ in rows if image_id not in coco.by_id]
-        if stray:
-            told = f"{len(stray):,} of {len(rows):,} rows name images that {coco.source} does not have"
-            raise UserError(f"{self.file}: {told} ({named(stray)}); is it a list of val2014?")
+        if stray := [image_id for image_id, _ in rows if image_id not in coco.by_id]:
+            problem = f"{len(stray):,} of {len(rows):,} rows name images that {coco.source} does not have"
+            raise UserError(f"{self.file}: {problem} ({first_few(stray)}); is it a list of val2014?")
         return listed(rows)
 
     def row(self, row: dict[str, str | None], where: str) -> tuple[int, str]:
+        """Image id and caption. ValueError, which says `where`, for a row without them."""
         image_id = IMAGE_ID.fullmatch((row[self.image_id_column] or "").strip())
         if image_id is None:
             raise UserError(f"{where}: {self.image_id_column} {row[self.image_id_column]!r} is no image id")
@@ -114,35 +114,36 @@ class Lines:
     source: str
 
     def __call__(self, coco: Coco) -> list[Caption]:
-        """ValueError for a file that is not there, and where it has fewer lines."""
-        lines = text_of(self.file, self.source).splitlines()
+        """ValueError for a file that is missing or has fewer lines."""
+        lines = read_text(self.file, self.source).splitlines()
         refuse_more(self.n, len(lines), "lines", self.file)
         return listed((None, line.strip()) for line in lines[: self.n])
 
 
 def sha256(captions: Iterable[Caption]) -> str:
-    """Over the lines `image id, text`, a tab between, in the order of the list; UTF-8. No image id is no character."""
-    digest = hashlib.sha256()
-    for caption in captions:
-        digest.update(f"{'' if caption.image_id is None else caption.image_id}\t{caption.text}\n".encode())
-    return digest.hexdigest()
+    """A hash of the lines `image id, text`, a tab between, in the order of the list; UTF-8. A missing id is empty."""
+    lines = (f"{'' if caption.image_id is None else caption.image_id}\t{caption.text}\n" for caption in captions)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def drawn(ids: Iterable[int], n: int, seed: int) -> list[int]:
+def draw(ids: Iterable[int], n: int, seed: int) -> list[int]:
     """The first `n` in the order of SHA-256 of "{seed}:{id}"."""
     return sorted(ids, key=lambda id: hashlib.sha256(f"{seed}:{id}".encode()).digest())[:n]
 
 
-def refuse_more(n: int, there: int, what: str, where: str | Path) -> None:
-    if not 1 <= n <= there:
-        raise UserError(f"n={n}: {where} has {there:,} {what}; ask for 1 to {there:,}")
+def refuse_more(n: int, total: int, what: str, where: str | Path) -> None:
+    """ValueError unless 1 <= n <= total."""
+    if not 1 <= n <= total:
+        raise UserError(f"n={n}: {where} has {total:,} {what}; ask for 1 to {total:,}")
 
 
 def listed(pairs: Iterable[tuple[int | None, str]]) -> list[Caption]:
+    """Number (image id, text) pairs."""
     return [Caption(index, image_id, text) for index, (image_id, text) in enumerate(pairs)]
 
 
-def text_of(file: str | Path, source: str) -> str:
+def read_text(file: str | Path, source: str) -> str:
+    """ValueError, which says where to get the file, where it is missing or not in UTF-8."""
     if not Path(file).is_file():
         raise UserError(f"{file}: no such file; this caption list is published, get it from {source}")
     try:
@@ -152,6 +153,7 @@ def text_of(file: str | Path, source: str) -> str:
 
 
 def require(column: str, columns: Sequence[str], file: str | Path) -> None:
+    """ValueError, with the nearest name, unless `columns` has the column."""
     if column not in columns:
         near = nearest(column, columns, cutoff=0.0)
         remedy = f"nearest {near!r}; it has {', '.join(columns)}" if near else "it has none"

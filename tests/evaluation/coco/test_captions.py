@@ -10,7 +10,7 @@ from makers import coco as maker
 from makers.pictures import refused
 
 from open_kandinsky.data.coco import Coco
-from open_kandinsky.evaluation.captions import AnyCaption, Caption, Lines, Listed, OnePerImage, drawn, sha256
+from open_kandinsky.evaluation.captions import AnyCaption, Caption, Lines, Listed, OnePerImage, draw, sha256
 
 T2I = {"image_id_column": "image_id", "caption_column": "text", "separator": ",", "source": "its release page"}
 DALLEVAL = T2I | {"image_id_column": "uid", "caption_column": "caption"}
@@ -47,8 +47,8 @@ def published(tmp_path):
 
 def test_the_order_of_a_seed_never_changes():
     """As `printf %s:%s SEED ID | sha256sum` and `sort` give it."""
-    assert drawn(range(1, 11), 10, seed=0) == [7, 4, 9, 10, 3, 8, 2, 6, 5, 1]
-    assert drawn(range(1, 11), 10, seed=1) == by_hash(range(1, 11), 1) != drawn(range(1, 11), 10, seed=0)
+    assert draw(range(1, 11), 10, seed=0) == [7, 4, 9, 10, 3, 8, 2, 6, 5, 1]
+    assert draw(range(1, 11), 10, seed=1) == by_hash(range(1, 11), 1) != draw(range(1, 11), 10, seed=0)
 
 
 def test_one_per_image(coco):
@@ -63,7 +63,7 @@ def test_each_of_an_images_captions_can_be_drawn(coco):
     """Over many seeds, about as often: 5 captions, 600 draws, 120 each, 9.8 a standard deviation."""
     image = next(image for image in coco.images if len(coco.captions_of[image.id]) == 5)
     rule = (OnePerImage(n=1, seed=seed) for seed in range(600))
-    counts = Counter(one.one(coco.captions_of[image.id]) for one in rule)
+    counts = Counter(one.choose(coco.captions_of[image.id]) for one in rule)
     assert len(counts) == 5 and all(abs(count - 120) < 45 for count in counts.values())
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from makers.compared import PROMPTS, gallery
 
-from open_kandinsky.evaluation.human.votes import PicturePair, Shown, presented, read_pairs
+from open_kandinsky.evaluation.human.votes import GalleryPicture, PicturePair, presentation, read_pairs
 
 
 @pytest.fixture
@@ -55,15 +55,15 @@ def test_a_changed_picture_and_an_unfinished_folder_are_refused(a, tmp_path):
 
 @pytest.fixture
 def many():
-    shown = [Shown(Path("a"), f"{i}.png", f"hash {i}") for i in range(400)]
+    shown = [GalleryPicture(Path("a"), f"{i}.png", f"hash {i}") for i in range(400)]
     return [PicturePair(f"prompt {i // 2}", i % 2, shown[i], shown[200 + i]) for i in range(200)]
 
 
 def test_an_order_is_a_function_of_judge_and_seed(many):
-    order = presented("anna", 0, many)
-    assert order == presented("anna", 0, many[::-1]), "and of nothing else"
+    order = presentation("anna", 0, many)
+    assert order == presentation("anna", 0, many[::-1]), "and of nothing else"
     assert sorted(shown.pair.key for shown in order) == sorted(pair.key for pair in many)
-    for other in (presented("ben", 0, many), presented("anna", 1, many)):
+    for other in (presentation("ben", 0, many), presentation("anna", 1, many)):
         sides = {shown.pair.key: shown.left for shown in other}
         same_side = sum(sides[shown.pair.key] == shown.left for shown in order)
         same_place = sum(x.pair == y.pair for x, y in zip(order, other, strict=True))
@@ -71,7 +71,7 @@ def test_an_order_is_a_function_of_judge_and_seed(many):
 
 
 def test_sides_are_even_and_independent_of_place(many):
-    lefts = [shown.left == "a" for judge in ("anna", "ben", "cleo") for shown in presented(judge, 0, many)]
+    lefts = [shown.left == "a" for judge in ("anna", "ben", "cleo") for shown in presentation(judge, 0, many)]
     assert 260 < sum(lefts) < 340  # of 600
     runs = sum(x != y for x, y in zip(lefts, lefts[1:], strict=False))
     assert 260 < runs < 340
@@ -79,5 +79,5 @@ def test_sides_are_even_and_independent_of_place(many):
 
 def test_a_pair_in_another_place_is_shown_the_same_way(many):
     """A study that is made longer leaves what was seen as it was."""
-    sides = {shown.pair.key: shown.left for shown in presented("anna", 0, many)}
-    assert all(shown.left == sides[shown.pair.key] for shown in presented("anna", 0, many[:50]))
+    sides = {shown.pair.key: shown.left for shown in presentation("anna", 0, many)}
+    assert all(shown.left == sides[shown.pair.key] for shown in presentation("anna", 0, many[:50]))

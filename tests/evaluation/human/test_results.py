@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from open_kandinsky.evaluation.human.results import over_prompts, results, told, wilson
+from open_kandinsky.evaluation.human.results import headline, over_prompts, results, wilson
 from open_kandinsky.evaluation.human.votes import Vote
 
 SIDES = itertools.cycle("ab")
@@ -61,7 +61,7 @@ def test_exchanging_the_systems_turns_every_rate_round():
 
 
 def test_what_is_told():
-    text = told(results(cast("anna", "aaeb") + cast("ben", "aaab")))
+    text = headline(results(cast("anna", "aaeb") + cast("ben", "aaab")))
     assert "8 votes of 2 judges on 4 pairs of 2 prompts" in text
     assert "a 5, equal 1, b 2: a wins 68.8 % of votes, ties counted half" in text
     assert text.endswith("Which picture looks better?\n  no votes")

@@ -14,7 +14,7 @@ from makers.compared import PROMPTS, gallery
 from PIL import Image
 
 from open_kandinsky.evaluation.human.comparison import Comparison
-from open_kandinsky.evaluation.human.server import LARGEST, serving
+from open_kandinsky.evaluation.human.server import LARGEST, bind
 from open_kandinsky.evaluation.human.votes import QUESTIONS, Votes, read_pairs
 
 A, B = "our-own-system", "the-other-system"
@@ -61,7 +61,7 @@ class Browser:
 def served(path, pairs, seed=0):
     """As `judge` serves it, on a port that is free, until the block ends."""
     votes = Votes(path, pairs)
-    with serving(Comparison(pairs, votes, seed=seed), 0) as server:
+    with bind(Comparison(pairs, votes, seed=seed), 0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -102,7 +102,7 @@ def side_of_a(_, systems):
 def test_fifty_who_come_at_once_are_all_answered(tmp_path, pairs):
     """Before any is: all connect, and send, and only then does the server begin to look."""
     votes = Votes(tmp_path / "votes.sqlite", pairs)
-    with serving(Comparison(pairs, votes, seed=0), 0) as server:
+    with bind(Comparison(pairs, votes, seed=0), 0) as server:
         judges = [socket.create_connection(("127.0.0.1", server.server_port), timeout=30) for _ in range(50)]
         for at, judge in enumerate(judges):
             judge.sendall(
@@ -176,7 +176,7 @@ class TestVotes:
             answered(browser, "anna", side_of_a, len(pairs))
             answered(browser, "ben", lambda question, _: "equal" if question == "looks" else "left", len(pairs))
         votes = Votes(tmp_path / "votes.sqlite", pairs)
-        anna, ben = ([vote for vote in votes.counting() if vote.judge == judge] for judge in ("anna", "ben"))
+        anna, ben = ([vote for vote in votes.counted() if vote.judge == judge] for judge in ("anna", "ben"))
         votes.close()
         assert len(anna) == len(ben) == 2 * len(pairs)
         assert {vote.answer for vote in anna} == {"a"} and {vote.on_left for vote in anna} == {"a", "b"}
@@ -209,8 +209,8 @@ class TestVotes:
                 _, view = browser.vote(judge="anna", pair=name, question="text", answer=answer)
             assert view["pair"]["answers"] == {"text": "right"} and view["at"] == 0
         votes = Votes(tmp_path / "votes.sqlite", pairs)
-        (counting,) = votes.counting()
-        assert counting.answer != counting.on_left and votes.cast_in_all() == 2
+        (counting,) = votes.counted()
+        assert counting.answer != counting.on_left and votes.total() == 2
         votes.close()
 
     def test_judges_who_vote_at_once_lose_nothing(self, tmp_path, pairs):
@@ -223,8 +223,8 @@ class TestVotes:
                 thread.join()
             assert all(browser.pair(judge)[1]["done"] == len(pairs) for judge in judges)
         votes = Votes(tmp_path / "votes.sqlite", pairs)
-        assert len(votes.counting()) == votes.cast_in_all() == 2 * len(pairs) * len(judges)
-        assert {vote.answer for vote in votes.counting()} == {"a"}
+        assert len(votes.counted()) == votes.total() == 2 * len(pairs) * len(judges)
+        assert {vote.answer for vote in votes.counted()} == {"a"}
         votes.close()
 
     def test_a_page_from_before_the_server_was_started_anew_is_told_so(self, tmp_path, pairs):
@@ -338,5 +338,5 @@ def test_a_port_that_is_taken_is_said_so(browser, tmp_path, pairs):
     votes = Votes(tmp_path / "other.sqlite", pairs)
     for port, said in ((browser.port, "in use"), (70_000, "port must be")):
         with pytest.raises(ValueError, match=f"port={port}: .*{said}"):
-            serving(Comparison(pairs, votes, seed=0), port)
+            bind(Comparison(pairs, votes, seed=0), port)
     votes.close()

@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 from makers.compared import PROMPTS, gallery
 
-from open_kandinsky.evaluation.human.votes import Votes, presented, read_pairs
+from open_kandinsky.evaluation.human.votes import Votes, presentation, read_pairs
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def votes(tmp_path, pairs):
 
 
 def test_a_vote_is_in_the_file_with_all_that_belongs_to_it(votes, pairs):
-    shown = presented("anna", 0, pairs)[0]
+    shown = presentation("anna", 0, pairs)[0]
     votes.cast("anna", shown, "text", "equal")
     with sqlite3.connect(votes.path) as other:
         other.row_factory = sqlite3.Row
@@ -41,22 +41,22 @@ def test_a_vote_is_in_the_file_with_all_that_belongs_to_it(votes, pairs):
 
 
 def test_the_last_answer_counts_and_the_first_is_kept(votes, pairs):
-    shown = presented("anna", 0, pairs)[0]
+    shown = presentation("anna", 0, pairs)[0]
     for answer in ("a", "a", "b", "a"):
         votes.cast("anna", shown, "text", answer)
     votes.cast("anna", shown, "looks", "b")
     votes.cast("ben", shown, "text", "equal")
     assert votes.answers("anna", shown.pair) == {"text": "a", "looks": "b"}
-    assert [(v.judge, v.question, v.answer) for v in votes.counting()] == [
+    assert [(v.judge, v.question, v.answer) for v in votes.counted()] == [
         ("anna", "text", "a"),
         ("anna", "looks", "b"),
         ("ben", "text", "equal"),
     ]
-    assert votes.cast_in_all() == 5  # the second "a" was the same vote again
+    assert votes.total() == 5  # the second "a" was the same vote again
 
 
 def test_a_pair_is_done_with_its_last_question(votes, pairs):
-    shown = presented("anna", 0, pairs)[0]
+    shown = presentation("anna", 0, pairs)[0]
     votes.cast("anna", shown, "text", "a")
     votes.cast("anna", shown, "text", "b")
     assert votes.done("anna") == set()
@@ -66,13 +66,13 @@ def test_a_pair_is_done_with_its_last_question(votes, pairs):
 
 @pytest.mark.parametrize("statement", ["DELETE FROM votes", "UPDATE votes SET answer = 'b'"])
 def test_not_even_by_hand_is_a_vote_changed(votes, pairs, statement):
-    votes.cast("anna", presented("anna", 0, pairs)[0], "text", "a")
+    votes.cast("anna", presentation("anna", 0, pairs)[0], "text", "a")
     with sqlite3.connect(votes.path) as other, pytest.raises(sqlite3.IntegrityError, match="a vote"):
         other.execute(statement)
 
 
 def test_votes_on_other_pictures_are_refused(votes, folders, pairs):
-    votes.cast("anna", presented("anna", 0, pairs)[0], "text", "a")
+    votes.cast("anna", presentation("anna", 0, pairs)[0], "text", "a")
     with pytest.raises(ValueError, match="votes on 1 other pairs, such as .*: they are not the pictures in a and b"):
         Votes(votes.path, read_pairs(folders[0], folders[2]))
     with pytest.raises(ValueError, match="a and b are exchanged"):
@@ -80,10 +80,10 @@ def test_votes_on_other_pictures_are_refused(votes, folders, pairs):
 
 
 def test_a_study_may_be_made_longer(votes, pairs, tmp_path):
-    votes.cast("anna", presented("anna", 0, pairs)[0], "text", "a")
+    votes.cast("anna", presentation("anna", 0, pairs)[0], "text", "a")
     more = [gallery(tmp_path / name, hue, prompts=[*PROMPTS, "a cat"]) for name, hue in (("a", 250), ("b", 90))]
     longer = Votes(votes.path, read_pairs(*more))
-    assert len(longer.counting()) == 1
+    assert len(longer.counted()) == 1
     longer.close()
 
 

@@ -30,9 +30,11 @@ PUBLISHED = {
 
 
 def read_metadata(path: Path) -> list[dict[str, Any]]:
-    """The lines of `evaluation_metadata.jsonl`, each with `prompt`, `tag` and what must be seen; ValueError names
-    the line that is something else."""
-    lines = _lines(path)
+    """The lines of `evaluation_metadata.jsonl`, each with `prompt`, `tag` and what the picture must show.
+
+    ValueError names a line without prompt or tag.
+    """
+    lines = _read_jsonl(path)
     for number, line in enumerate(lines, 1):
         if not isinstance(line.get("prompt"), str) or line.get("tag") not in TASKS:
             raise UserError(f"{path}, line {number}: needs a prompt, and a tag that is one of {', '.join(TASKS)}")
@@ -42,7 +44,7 @@ def read_metadata(path: Path) -> list[dict[str, Any]]:
 def write(folder: Path, metadata: Sequence[Mapping[str, Any]], pictures: Iterable[NumberedPicture]) -> None:
     """`00000/metadata.jsonl` and `00000/samples/0000.png` to `0003.png` for each line of metadata, in its order.
 
-    All of it or nothing: ValueError for pictures that are missing or were not asked for, and for a folder that exists.
+    All of it or nothing: ValueError for missing or unknown pictures, and for a folder that exists.
     """
     if folder.exists():
         raise UserError(f"{folder} exists, and nothing is overwritten: choose another folder")
@@ -55,14 +57,14 @@ def write(folder: Path, metadata: Sequence[Mapping[str, Any]], pictures: Iterabl
 
 
 def results(path: Path) -> dict[str, Any]:
-    """What GenEval's own summary says of its results.jsonl, as fractions of 1.
+    """The numbers of GenEval's own summary of its results.jsonl, as fractions of 1.
 
-    `tasks`: of each task `accuracy`, the share of its pictures that are correct, and `n`, their number. `overall`: the
-    unweighted mean of the six accuracies, null where a task has no picture. `images`, `prompts`: the share of all
-    pictures that are correct, and that of prompts with a correct one. ValueError for a line that is no result, and for
-    a picture scored twice.
+    `tasks`: for each task `accuracy`, the share of its pictures that are correct, and `n`, their number. `overall`: the
+    unweighted mean of the six accuracies, None where a task has no picture. `images`, `prompts`: the share of all
+    pictures that are correct, and of prompts with a correct one. ValueError for a line that is no result, and for a
+    picture that is scored twice.
     """
-    lines = _lines(path)
+    lines = _read_jsonl(path)
     for number, line in enumerate(lines, 1):
         wrong = [name for name, kind in FIELDS.items() if not isinstance(line.get(name), kind)]
         if wrong or line["tag"] not in TASKS:
@@ -70,14 +72,13 @@ def results(path: Path) -> dict[str, Any]:
     if len({line["filename"] for line in lines}) < len(lines):
         raise UserError(f"{path} scores a picture more than once: {len(lines)} lines; has it two runs' results?")
     tasks = {task: _accuracy([line["correct"] for line in lines if line["tag"] == task]) for task in TASKS}
-    of_prompts: dict[str, bool] = {}
-    for line in lines:
-        of_prompts[line["metadata"]] = of_prompts.get(line["metadata"], False) or line["correct"]
+    accuracies = [task["accuracy"] for task in tasks.values()]
+    solved = {line["metadata"] for line in lines if line["correct"]}
     return {
-        "overall": _mean([task["accuracy"] for task in tasks.values()]),
+        "overall": None if None in accuracies else sum(accuracies) / len(accuracies),
         "tasks": tasks,
         "images": _accuracy([line["correct"] for line in lines]),
-        "prompts": _accuracy(list(of_prompts.values())),
+        "prompts": _accuracy([prompt in solved for prompt in {line["metadata"] for line in lines}]),
     }
 
 
@@ -85,13 +86,8 @@ def _accuracy(correct: Sequence[bool]) -> dict[str, Any]:
     return {"accuracy": sum(correct) / len(correct) if correct else None, "n": len(correct)}
 
 
-def _mean(accuracies: Sequence[float | None]) -> float | None:
-    known = [accuracy for accuracy in accuracies if accuracy is not None]
-    return sum(known) / len(known) if len(known) == len(accuracies) else None
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """A JSON object a line; ValueError for anything else, and for an empty file."""
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """A JSON object from each line; ValueError for anything else, and for an empty file."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

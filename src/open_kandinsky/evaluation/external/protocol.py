@@ -1,4 +1,4 @@
-"""Benchmarks that other programs score: pictures drawn into their folders, and their results read back."""
+"""Benchmarks that other programs score: draws pictures into their folders, and reads their results."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from open_kandinsky.evaluation.samples import DRAWING, EvalRequest, Samples, png
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`read` gives a list's items, `prompt` an item's text; `write` makes the folder, `results` reads a program's."""
+    """How to read a benchmark's list of prompts, write its folder of pictures, and read its program's results."""
 
     read: Callable[[Path], Sequence[Any]]
-    prompt: Callable[[Any], str]
+    prompt: Callable[[Any], str]  # of an item that `read` gives
     write: Callable[[Path, Sequence[Any], Iterator[NumberedPicture]], None]
     results: Callable[[Path], Mapping[str, Any]]
-    each: int
+    each: int  # pictures of a prompt
 
 
 BENCHMARKS = {
@@ -35,8 +35,8 @@ BENCHMARKS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayoutProtocol:
-    """Given `prompts` it draws; given `results`, where their program has run, it writes metrics.json."""
+class BenchmarkProtocol:
+    """Draws where `prompts` is given; writes metrics.json where `results` of the benchmark's program are."""
 
     reads = ("block", "seed", *DRAWING)
     metrics = ()
@@ -45,40 +45,51 @@ class LayoutProtocol:
     prompts: str | None
     results: str | None
 
-    def run(self, asked: EvalRequest) -> str:
-        """What was done, and what to do next."""
+    def run(self, request: EvalRequest) -> str:
+        """Returns what was done, and what to do next. ValueError unless one of prompts and results is given."""
         if (self.prompts is None) == (self.results is None):
-            told = "give protocol.prompts=FILE to draw, or protocol.results=PATH to read what its program found"
-            raise UserError(f"protocol={self.name}: {told}")
-        return self.draw(asked, Path(self.prompts)) if self.prompts else self.read(asked, Path(str(self.results)))
+            remedy = "give protocol.prompts=FILE to draw, or protocol.results=PATH to read what its program found"
+            raise UserError(f"protocol={self.name}: {remedy}")
+        return self.draw(request, Path(self.prompts)) if self.prompts else self.read(request, Path(str(self.results)))
 
-    def draw(self, asked: EvalRequest, prompts: Path) -> str:
-        """ValueError for a list that is not the benchmark's."""
+    def draw(self, request: EvalRequest, prompts: Path) -> str:
+        """Draw the pictures and write the folder. ValueError for a list that is not the benchmark's."""
         benchmark = BENCHMARKS[self.name]
         items = benchmark.read(prompts)
         texts = [benchmark.prompt(item) for item in items for _ in range(benchmark.each)]
-        folder, size = asked.out / self.name, min(asked.block, len(texts))
-        samples = Samples(asked.out / "pictures", texts, asked.system, seeds="independent", size=size)
-        samples.draw(len(texts), Leases(asked.out / "claims" / "pictures"))
-        laid = Laid(folder, lambda: benchmark.write(folder, items, drawn(samples, benchmark.each)))
-        share([laid], Leases(asked.out / "claims" / "layout"), seen=lambda: None)
+        folder, size = request.out / self.name, min(request.block, len(texts))
+        samples = Samples(request.out / "pictures", texts, request.system, seeds="independent", size=size)
+        samples.draw(len(texts), Leases(request.out / "claims" / "pictures"))
+
+        def write() -> None:
+            pictures = (
+                NumberedPicture(number // benchmark.each, texts[number], number % benchmark.each, png(image))
+                for number, image in samples.each(len(texts))
+            )
+            benchmark.write(folder, items, pictures)
+
+        share([BenchmarkFolder(folder, write)], Leases(request.out / "claims" / "layout"), seen=lambda: None)
         return f"drawn: {folder}\nscore it by {self.name}'s own program, then: protocol.results=PATH"
 
-    def read(self, asked: EvalRequest, results: Path) -> str:
-        """ValueError where there are metrics already."""
-        path = asked.out / METRICS
+    def read(self, request: EvalRequest, results: Path) -> str:
+        """Write metrics.json. ValueError where it exists."""
+        path = request.out / METRICS
         if path.exists():
-            raise UserError(f"out={asked.out} holds metrics already, and none are overwritten: choose another folder")
-        found = BENCHMARKS[self.name].results(results)
-        weights = dict(asked.system.weights_sha256)
-        made = {"weights_sha256": weights, "versions": versions(), "made": {"commit": commit()}}
-        write_json(path, {"protocol": self.name, "metrics": found, **made})
+            raise UserError(f"out={request.out} holds metrics already, and none are overwritten: choose another folder")
+        report = {
+            "protocol": self.name,
+            "metrics": BENCHMARKS[self.name].results(results),
+            "weights_sha256": dict(request.system.weights_sha256),
+            "versions": versions(),
+            "made": {"commit": commit()},
+        }
+        write_json(path, report)
         return f"read: {path}"
 
 
 @dataclass(frozen=True)
-class Laid:
-    """The folder as one unit of work: complete or not there."""
+class BenchmarkFolder:
+    """The writing of the folder, as work that processes share: the folder is complete or not there."""
 
     folder: Path
     do: Callable[[], None]
@@ -86,8 +97,3 @@ class Laid:
 
     def done(self) -> bool:
         return self.folder.is_dir()
-
-
-def drawn(samples: Samples, each: int) -> Iterator[NumberedPicture]:
-    for number, image in samples.each(len(samples.prompts)):
-        yield NumberedPicture(number // each, samples.prompts[number], number % each, png(image))

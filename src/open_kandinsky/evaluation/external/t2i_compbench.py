@@ -1,8 +1,8 @@
 """T2I-CompBench (Huang et al. 2023): its folder of pictures, and the means of the scores that its programs leave.
 
-Each category (color, shape, texture, spatial, non-spatial, complex, and 3d-spatial and numeracy of T2I-CompBench++) is
-a folder of its own. The programs pin old packages and are run in an environment of their own; they find the prompt in
-a picture's name, before the first underscore, and its number after it.
+Each category (color, shape, texture, spatial, non-spatial, complex, and 3d-spatial and numeracy of T2I-CompBench++) has
+a folder. The programs pin old packages and need an environment for themselves; they read the prompt from a picture's
+name, before the first underscore, and its number after it.
 
 Formats as read in github.com/Karine-Huang/T2I-CompBench (Readme, BLIPvqa_eval, UniDet_eval, CLIPScore_eval,
 3_in_1_eval).
@@ -22,7 +22,7 @@ EACH = 10  # pictures of each prompt; 3-in-1 is written for no other number
 LONGEST = 255  # bytes in a file's name
 NAMES = "pictures.jsonl"  # beside samples/, where the programs take every file for a picture
 
-# metric -> where its program leaves vqa_result.json; the first release of the detector's called two of them otherwise
+# metric -> the folders where its program leaves vqa_result.json; the detector's first release had other names
 PLACES = {
     "blip_vqa": ("annotation_blip",),
     "unidet_2d": ("labels/annotation_obj_detection_2d", "labels/annotation_obj_detection", "annotation_obj_detection"),
@@ -45,7 +45,7 @@ REPORTED = {
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Of a list such as `color_val.txt` what stands before the first tab of each line; ValueError for an empty one."""
+    """The text before the first tab of each line of a list such as `color_val.txt`; ValueError for an empty list."""
     lines = path.read_text(encoding="utf-8").split("\n")
     prompts = [prompt for line in lines if (prompt := line.split("\t")[0].strip())]
     if not prompts:
@@ -54,11 +54,11 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def write(folder: Path, prompts: Sequence[str], pictures: Iterable[NumberedPicture], *, each: int = EACH) -> None:
-    """`samples/PROMPT_000000.png`, numbered from 0 through all prompts in their order, `each` for a prompt.
+    """Write `samples/PROMPT_000000.png`, numbered from 0 through all prompts in their order, `each` for a prompt.
 
-    A name cannot hold every prompt: see `in_a_name`. `pictures.jsonl` says which picture has which prompt as it was.
-    All of it or nothing: ValueError for pictures that are missing or were not asked for, for a prompt that fits into
-    no name, and for a folder that exists.
+    A name cannot hold every prompt (see `in_a_name`); `pictures.jsonl` has the unchanged prompt of each picture. All of
+    it or nothing: ValueError for missing or unknown pictures, for a prompt that fits into no name, and for a folder
+    that exists.
     """
     if folder.exists():
         raise UserError(f"{folder} exists, and nothing is overwritten: choose another folder")
@@ -75,12 +75,12 @@ def write(folder: Path, prompts: Sequence[str], pictures: Iterable[NumberedPictu
 
 
 def in_a_name(prompt: str) -> str:
-    """A space for what would be read wrongly: `_` ends the prompt, `/` a folder, and `.png` the number's search."""
+    """The prompt with a space for what the programs or the file system would misread: `_`, `/` and `.png`."""
     return " ".join(prompt.replace("_", " ").replace("/", " ").replace(".png", " ").split())
 
 
 def file_name(prompt: str, number: int) -> str:
-    """ValueError where the prompt leaves nothing to name picture `number` by, or more than a name holds."""
+    """The name of picture `number`. ValueError where the prompt is too long for one, or nothing is left of it."""
     name = f"{in_a_name(prompt)}_{number:06d}.png"
     length = len(name.encode())
     if name.startswith("_") or "\0" in name or length > LONGEST:
@@ -90,21 +90,25 @@ def file_name(prompt: str, number: int) -> str:
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Of each metric whose program has been run on `folder`: `score`, the mean of its answers, and `n`, their number.
+    """For each metric whose program has been run on `folder`: `score`, the mean of its answers, and `n`, their number.
 
-    A score is on [0, 1], CLIP's a cosine. ValueError where none was run, for answers that are no finite numbers or
-    come twice, and where they are not one for each picture of `pictures.jsonl`.
+    A score is in [0, 1], CLIP's a cosine. ValueError where no program was run, for answers that are not finite or come
+    twice, and where there is not one for each picture of `pictures.jsonl`, which folders of other programs lack.
     """
-    wanted = _written(folder)
-    found = {name: _place(folder, name) for name in PLACES}
-    scores = {name: score(path, wanted) for name, path in found.items() if path is not None}
+    listed = folder / NAMES
+    n = listed.read_text(encoding="utf-8").count("\n") if listed.is_file() else None
+    scores = {}
+    for name, places in PLACES.items():
+        paths = [file for place in places if (file := folder / place / "vqa_result.json").is_file()]
+        if paths:
+            scores[name] = score(paths[0], n)
     if not scores:
         raise UserError(f"{folder}: no vqa_result.json in any of {', '.join(sorted(sum(PLACES.values(), ())))}")
     return scores
 
 
 def score(path: Path, pictures: int | None = None) -> dict[str, Any]:
-    """Of one vqa_result.json, whose answers are numbers or, as BLIP-VQA writes them, texts of numbers."""
+    """The mean of one vqa_result.json, whose answers are numbers or, as BLIP-VQA writes them, texts of numbers."""
     try:
         answers = [(int(line["question_id"]), float(line["answer"])) for line in json.loads(path.read_text())]
     except (ValueError, TypeError, KeyError) as error:
@@ -115,14 +119,3 @@ def score(path: Path, pictures: int | None = None) -> dict[str, Any]:
     if pictures is not None and numbers != set(range(pictures)):
         raise UserError(f"{path}: {len(answers):,} answers for {pictures:,} pictures; was it written for others?")
     return {"score": math.fsum(values) / len(values), "n": len(values)}
-
-
-def _place(folder: Path, name: str) -> Path | None:
-    paths = [folder / place / "vqa_result.json" for place in PLACES[name]]
-    return next((path for path in paths if path.is_file()), None)
-
-
-def _written(folder: Path) -> int | None:
-    """How many pictures we wrote there; None for a folder that another program made."""
-    path = folder / NAMES
-    return path.read_text(encoding="utf-8").count("\n") if path.is_file() else None

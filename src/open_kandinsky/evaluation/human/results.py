@@ -1,8 +1,7 @@
-"""Two 95% intervals of a win rate: of independent votes, and of prompts drawn anew.
+"""What the votes say: how often system a wins, how certain that is, and how far the judges agree.
 
-How much more often judges agree than they would by chance. 1: always; 0: as by chance; below: less often.
-
-What the votes say: how often system a wins, how sure that is, and how far the judges agree.
+A win rate has two 95% intervals: of independent votes, and of prompts that are drawn again. Agreement is kappa: 1 where
+judges always agree, 0 where they agree as often as by chance.
 """
 
 from collections import Counter, defaultdict
@@ -19,15 +18,15 @@ from open_kandinsky.evaluation.human.votes import QUESTIONS, Vote
 Number = float | int
 Interval = tuple[float, float]
 
-Z = 1.959963984540054  # of a normal distribution, 95% is within so many standard deviations
+Z = 1.959963984540054  # 95% of a normal distribution lie within Z standard deviations
 RESAMPLES = 10_000
 
 
 def wilson(wins: Number, n: int) -> Interval:
-    """Of a share of `n` independent votes (Wilson 1927): the shares from which it is not further than chance goes.
+    """Wilson's interval (1927) of the share of wins in `n` independent votes.
 
-    It never leaves [0, 1] and has a width where all votes agree. A tie counts as half a win; with ties it is wider
-    than it need be, for half a win varies less than a win or a loss. ValueError without votes.
+    It stays in [0, 1] and has a width where all votes agree. A tie counts as half a win; with ties it is wider than
+    necessary, for half a win varies less than a win or a loss. ValueError without votes.
     """
     if n < 1:
         raise UserError(f"there is no win rate of {n} votes")
@@ -37,13 +36,13 @@ def wilson(wins: Number, n: int) -> Interval:
 
 
 def over_prompts(scores: Sequence[Sequence[Number]], *, seed: int = 0) -> Interval | None:
-    """Of the mean of all votes' scores, given prompt by prompt; None for fewer than 2 prompts.
+    """The interval of the mean score over prompts, from each prompt's votes' scores; None for fewer than 2 prompts.
 
     Votes on one prompt are alike: several judges see the same picture, and a system that knows a subject knows it in
-    each picture. What is drawn again, with replacement, is therefore prompts with all their votes (the cluster
-    bootstrap, percentiles of 10,000 samples; Efron & Tibshirani 1993). This is the interval to quote: Wilson's takes
-    50 votes on one prompt for as much as 50 prompts. Where all prompts agree it has no width; quote Wilson's then,
-    with the number of prompts in place of that of votes.
+    each picture. Therefore prompts are drawn again, with replacement and with all their votes (the cluster bootstrap,
+    percentiles of 10,000 samples; Efron & Tibshirani 1993). This is the interval to quote: Wilson's takes 50 votes on
+    one prompt for as much as 50 prompts. Where all prompts agree it has no width; quote Wilson's then, with the number
+    of prompts in place of that of votes.
     """
     if len(scores) < 2:
         return None
@@ -56,34 +55,36 @@ def over_prompts(scores: Sequence[Sequence[Number]], *, seed: int = 0) -> Interv
 def cohen(first: Sequence[str], second: Sequence[str]) -> float | None:
     """Kappa of two judges' answers to the same questions (Cohen 1960).
 
-    Chance is what their own habits give: each judge's shares of answers. None without a question, and where both
-    gave one answer throughout: chance explains all of it.
+    Chance agreement comes from each judge's shares of answers. None without a question, and where both always gave the
+    same answer: chance explains all of it.
     """
     n = len(first)
     if n != len(second):
         raise UserError(f"{n} answers and {len(second)}: two judges' answers are to the same questions")
-    mine, theirs = Counter(first), Counter(second)
-    seen = sum(a == b for a, b in zip(first, second, strict=True))
-    return _kappa(seen / n, sum(mine[answer] * theirs[answer] for answer in mine) / n**2) if n else None
+    if not n:
+        return None
+    a, b = Counter(first), Counter(second)
+    agreed = sum(x == y for x, y in zip(first, second, strict=True))
+    return _kappa(agreed / n, sum(a[answer] * b[answer] for answer in a) / n**2)
 
 
 def fleiss(answers: Sequence[Sequence[str]]) -> float | None:
     """Kappa of any number of judges, given the answers to each question (Fleiss 1971).
 
-    The answers to a question need not be as many everywhere; a question with fewer than 2 is left out. Agreement on a
-    question is the share of its pairs of answers that are equal, averaged over questions; chance is the shares of all
-    answers. None as for `cohen`.
+    Questions may have different numbers of answers; one with fewer than 2 is left out. Agreement on a question is the
+    share of its pairs of answers that are equal, averaged over questions; chance comes from the shares of all answers.
+    None as for `cohen`.
     """
-    counts = [Counter(of_one) for of_one in answers if len(of_one) > 1]
+    counts = [Counter(given) for given in answers if len(given) > 1]
     if not counts:
         return None
     agreed = [sum(c * (c - 1) for c in count.values()) / (count.total() * (count.total() - 1)) for count in counts]
-    every = sum(counts, Counter())
-    return _kappa(sum(agreed) / len(agreed), sum((c / every.total()) ** 2 for c in every.values()))
+    total = sum(counts, Counter())
+    return _kappa(sum(agreed) / len(agreed), sum((c / total.total()) ** 2 for c in total.values()))
 
 
-def _kappa(seen: float, by_chance: float) -> float | None:
-    return None if by_chance == 1 else (seen - by_chance) / (1 - by_chance)
+def _kappa(agreed: float, by_chance: float) -> float | None:
+    return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
 
 
 SCORES = {"a": 1.0, "equal": 0.5, "b": 0.0}  # of a vote, for a: a tie is half a win
@@ -97,8 +98,10 @@ EXPLAINED = {
 
 
 def results(votes: Sequence[Vote]) -> dict[str, Any]:
-    """By question: counts, win rate of a with both intervals, each judge's win rate, agreement. Votes: one for each
-    judge, pair and question, as `Votes.counting` gives them. ValueError without any."""
+    """For each question: counts, win rate of a with both intervals, each judge's win rate, agreement.
+
+    `votes` has one for each judge, pair and question, as `Votes.counted` gives them. ValueError without any.
+    """
     if not votes:
         raise UserError("there are no votes yet")
     return {
@@ -112,7 +115,7 @@ def results(votes: Sequence[Vote]) -> dict[str, Any]:
 
 
 def of_question(votes: Sequence[Vote]) -> dict[str, Any]:
-    """The numbers of one question; null for what it has no votes for."""
+    """The numbers of one question; None where it has no votes."""
     counts = Counter(vote.answer for vote in votes)
     by_prompt, by_judge = grouped(votes, lambda vote: vote.prompt), grouped(votes, lambda vote: vote.judge)
     decided = [vote for vote in votes if vote.answer != "equal"]
@@ -131,25 +134,18 @@ def of_question(votes: Sequence[Vote]) -> dict[str, Any]:
 
 
 def agreement(votes: Sequence[Vote]) -> dict[str, Any]:
-    """Kappa of all judges, and of each two of them with the number of pairs that both have seen."""
-    answers = {judge: answers_of(some) for judge, some in grouped(votes, lambda vote: vote.judge).items()}
-    pairs = grouped(votes, lambda vote: (vote.prompt, vote.nth)).values()
-    return {
-        "all": fleiss([[vote.answer for vote in some] for some in pairs]),
-        "two": [
-            {"judges": list(two), **of_two(*(answers[judge] for judge in two))}
-            for two in combinations(sorted(answers), 2)
-        ],
-    }
-
-
-def answers_of(votes: Sequence[Vote]) -> dict[tuple[str, int], str]:
-    return {(vote.prompt, vote.nth): vote.answer for vote in votes}
-
-
-def of_two(first: Mapping[tuple[str, int], str], second: Mapping[tuple[str, int], str]) -> dict[str, Any]:
-    both = [pair for pair in first if pair in second]
-    return {"n": len(both), "kappa": cohen([first[pair] for pair in both], [second[pair] for pair in both])}
+    """Kappa of all judges, and of each two of them with the number of pairs that both have judged."""
+    by_judge: defaultdict[str, dict[tuple[str, int], str]] = defaultdict(dict)
+    for vote in votes:
+        by_judge[vote.judge][vote.prompt, vote.nth] = vote.answer
+    by_pair = grouped(votes, lambda vote: (vote.prompt, vote.nth)).values()
+    two = []
+    for judges in combinations(sorted(by_judge), 2):
+        first, second = (by_judge[judge] for judge in judges)
+        both = [pair for pair in first if pair in second]
+        kappa = cohen([first[pair] for pair in both], [second[pair] for pair in both])
+        two.append({"judges": list(judges), "n": len(both), "kappa": kappa})
+    return {"all": fleiss([[vote.answer for vote in some] for some in by_pair]), "two": two}
 
 
 def grouped(votes: Sequence[Vote], by: Callable[[Vote], Any]) -> dict[Any, list[Vote]]:
@@ -167,21 +163,22 @@ def win_rate(votes: Sequence[Vote]) -> float | None:
     return sum(scores(votes)) / len(votes) if votes else None
 
 
-def told(found: Mapping[str, Any]) -> str:
-    """The headline in a few lines of text."""
-    numbers = f"{found['votes']} votes of {len(found['judges'])} judges on {found['pairs']} pairs"
-    parts = [told_of(words, found["questions"][name]) for name, words in QUESTIONS.items()]
-    return "\n\n".join([f"{numbers} of {found['prompts']} prompts", *parts])
+def headline(report: Mapping[str, Any]) -> str:
+    """The results in a few lines of text."""
+    numbers = f"{report['votes']} votes of {len(report['judges'])} judges on {report['pairs']} pairs"
+    parts = [question_lines(words, report["questions"][name]) for name, words in QUESTIONS.items()]
+    return "\n\n".join([f"{numbers} of {report['prompts']} prompts", *parts])
 
 
-def told_of(words: str, of: Mapping[str, Any]) -> str:
+def question_lines(words: str, of: Mapping[str, Any]) -> str:
     if not of["n"]:
         return f"{words}\n  no votes"
+    wins, kappa = percent(of["win_rate"]), of["kappa"]["all"]
     lines = [
         words,
-        f"a {of['a']}, equal {of['equal']}, b {of['b']}: a wins {percent(of['win_rate'])} of votes, ties counted half",
-        f"95% over prompts: {span(of['prompts_95'])}; if all votes were independent: {span(of['wilson_95'])}",
-        f"agreement of judges (Fleiss's kappa): {decimal(of['kappa']['all'])}",
+        f"a {of['a']}, equal {of['equal']}, b {of['b']}: a wins {wins} of votes, ties counted half",
+        f"95% over prompts: {interval(of['prompts_95'])}; if all votes were independent: {interval(of['wilson_95'])}",
+        f"agreement of judges (Fleiss's kappa): {'unknown' if kappa is None else f'{kappa:.2f}'}",
     ]
     return "\n  ".join(lines)
 
@@ -190,9 +187,5 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def span(interval: Interval | None) -> str:
-    return "unknown, with one prompt" if interval is None else " to ".join(percent(end) for end in interval)
-
-
-def decimal(kappa: float | None) -> str:
-    return "unknown" if kappa is None else f"{kappa:.2f}"
+def interval(ends: Interval | None) -> str:
+    return "unknown, with one prompt" if ends is None else " to ".join(map(percent, ends))

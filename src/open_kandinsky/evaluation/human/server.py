@@ -1,9 +1,9 @@
-"""The page and its data over HTTP, on this machine only.
+"""The judges' page and its data over HTTP, on this machine only.
 
 GET  /                      the page, and the two files that it loads
-GET  /pair?judge=J[&at=N]   what `Comparison.view` says, as JSON
+GET  /pair?judge=J[&at=N]   `Comparison.view` as JSON
 GET  /picture/NAME          a PNG
-POST /vote                  {judge, pair, question, answer} as JSON; answers with the pair's view
+POST /vote                  {judge, pair, question, answer} as JSON; the answer is the pair's view
 """
 
 import json
@@ -39,9 +39,9 @@ WAITING = 256  # connections that wait to be answered; more are refused by the s
 FIELDS = ("judge", "pair", "question", "answer")
 
 
-def serving(comparison: Comparison, port: int) -> ThreadingHTTPServer:
-    """A server that is bound to `port` (0: any that is free) and waits for serve_forever; ValueError where it cannot
-    be bound."""
+def bind(comparison: Comparison, port: int) -> ThreadingHTTPServer:
+    """A server bound to `port` (0: any that is free), which answers in serve_forever; ValueError where the port cannot
+    be had."""
     try:
         server = ThreadingHTTPServer((LOOPBACK, port), partial(Handler, comparison))
         server.socket.listen(WAITING)  # socketserver's own 5 are fewer than a page's pictures
@@ -51,7 +51,7 @@ def serving(comparison: Comparison, port: int) -> ThreadingHTTPServer:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request."""
+    """The answer to one request."""
 
     server_version, sys_version = "judge", ""
     timeout = 30  # seconds for a request to arrive
@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
         super().__init__(*args)
 
     def do_GET(self) -> None:
-        """One of `FILES`, a pair or a picture; no name in a request is ever taken for a path."""
+        """Send one of FILES, a pair or a picture; no name in a request is ever used as a path."""
         path, _, query = self.path.partition("?")
         if not self.is_local():
             self.refuse(HTTPStatus.FORBIDDEN, "only for this machine")
@@ -76,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(HTTPStatus.NOT_FOUND, "no such page")
 
     def do_POST(self) -> None:
-        """A vote. A page of another site can send none: JSON is not sent across sites without asking."""
+        """Take a vote. A page of another site cannot send one: browsers ask before they send JSON across sites."""
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch("[0-9]{1,9}", length):
             return self.refuse(HTTPStatus.LENGTH_REQUIRED, "how long is it?")
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
             self.take_vote(body)
 
     def is_local(self) -> bool:
-        """Whether the page was asked for under this machine's own name: another site's may lead here too."""
+        """Whether the request names this machine as its host: another site's name may lead here, too."""
         return self.headers.get("Host", "").partition(":")[0].lower() in HOSTS
 
     def give_pair(self, query: dict[str, str]) -> None:
@@ -138,11 +138,11 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the terminal says where the page is, and stays readable."""
+        """Print nothing: the terminal says where the page is, and stays readable."""
 
 
 def fields(body: bytes) -> dict[str, str]:
-    """A vote's four texts; ValueError for anything else."""
+    """The four texts of a vote, from JSON; ValueError for anything else."""
     try:
         vote = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -1,8 +1,7 @@
-"""Two systems' pictures for the same prompts, as pairs.
+"""Pairs of two systems' pictures, the order in which a judge sees them, and the judges' votes in a SQLite file.
 
-In which order a judge sees the pairs, and which picture is on the left: a function of judge, seed and pair.
-
-Votes in a SQLite file: each on the disk before it counts, none ever changed or removed.
+The order of the pairs and the picture on the left are a function of judge, seed and pair. A vote is on the disk before
+it counts, and is never changed or removed.
 """
 
 import hashlib
@@ -10,8 +9,7 @@ import json
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,15 +20,15 @@ from open_kandinsky.generation.gallery import read_manifest, read_picture
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One picture of a folder of `generate`."""
+class GalleryPicture:
+    """One picture in a folder that `generate` wrote."""
 
     folder: Path
     file: str
     sha256: str
 
     def read(self) -> bytes:
-        """ValueError where it is not the picture any more that the votes were begun on."""
+        """The PNG's bytes. ValueError where the file has been changed since the votes were begun."""
         return read_picture(self.folder, {"file": self.file, "sha256": self.sha256})
 
 
@@ -40,65 +38,60 @@ class PicturePair:
 
     prompt: str
     nth: int
-    a: Shown
-    b: Shown
+    a: GalleryPicture
+    b: GalleryPicture
 
     @property
     def key(self) -> str:
-        """What it shows, and nothing of where that lies."""
+        """A hash of prompt and pictures, which does not depend on folders and file names."""
         return hashlib.sha256(json.dumps([self.prompt, self.nth, self.a.sha256, self.b.sha256]).encode()).hexdigest()
 
 
 def read_pairs(a: Path, b: Path) -> list[PicturePair]:
-    """Pictures of one prompt are paired by their order. ValueError where a folder is not finished, a picture was
-    changed, or one folder lacks what the other shows; the message says what is missing where."""
+    """Pair the pictures of each prompt by their order. ValueError where a folder is not finished, a picture was
+    changed, or one folder lacks a picture that the other has; the message says what is missing where."""
     if a.resolve() == b.resolve():
         raise UserError(f"a={a} and b={b} are one folder: there is nothing to compare")
     of_a, of_b = pictures(a), pictures(b)
-    lacking = [lacks(b, [key for key in of_a if key not in of_b]), lacks(a, [key for key in of_b if key not in of_a])]
-    if any(lacking):
-        raise UserError(f"a={a} and b={b} were drawn for other prompts: {'; '.join(filter(None, lacking))}")
+    missing = {b: [key for key in of_a if key not in of_b], a: [key for key in of_b if key not in of_a]}
+    if lacking := [
+        f"{folder} lacks {len(keys)}, such as picture {keys[0][1] + 1} of {keys[0][0]!r}"
+        for folder, keys in missing.items()
+        if keys
+    ]:
+        raise UserError(f"a={a} and b={b} were drawn for other prompts: {'; '.join(lacking)}")
     return [PicturePair(prompt, nth, of_a[prompt, nth], of_b[prompt, nth]) for prompt, nth in of_a]
 
 
-def pictures(folder: Path) -> dict[tuple[str, int], Shown]:
-    """(prompt, which of its pictures, from 0) -> picture, each of them read once and found to be as it was drawn."""
-    seen: Counter[str] = Counter()
-    found = {}
+def pictures(folder: Path) -> dict[tuple[str, int], GalleryPicture]:
+    """(prompt, which of its pictures, from 0) -> picture; each file is read once, to find one that was changed."""
+    counts: Counter[str] = Counter()
+    by_prompt = {}
     for line in read_manifest(folder):
-        picture = Shown(folder, line["file"], line["sha256"])
+        picture = GalleryPicture(folder, line["file"], line["sha256"])
         picture.read()
-        found[line["prompt"], seen[line["prompt"]]] = picture
-        seen[line["prompt"]] += 1
-    return found
-
-
-def lacks(folder: Path, keys: Iterable[tuple[str, int]]) -> str:
-    """What to say of missing pictures; nothing where none is."""
-    missing = list(keys)
-    if not missing:
-        return ""
-    prompt, nth = missing[0]
-    return f"{folder} lacks {len(missing)}, such as picture {nth + 1} of {prompt!r}"
+        by_prompt[line["prompt"], counts[line["prompt"]]] = picture
+        counts[line["prompt"]] += 1
+    return by_prompt
 
 
 System = Literal["a", "b"]
 
 
-class Presented(NamedTuple):
-    """A pair, and the system whose picture is on the left."""
+class PresentedPair(NamedTuple):
+    """A pair as a judge sees it: with the system whose picture is on the left."""
 
     pair: PicturePair
     left: System
 
 
-def presented(judge: str, seed: int, pairs: Sequence[PicturePair]) -> list[Presented]:
-    """Shuffled for each judge anew, and the same at any time: nothing of it has to be stored."""
-    order = sorted(pairs, key=lambda pair: drawn("order", seed, judge, pair.key))
-    return [Presented(pair, "a" if drawn("side", seed, judge, pair.key)[0] < 128 else "b") for pair in order]
+def presentation(judge: str, seed: int, pairs: Sequence[PicturePair]) -> list[PresentedPair]:
+    """The pairs in a judge's own random order, which is the same at any time, so that nothing is stored."""
+    order = sorted(pairs, key=lambda pair: hash_bytes("order", seed, judge, pair.key))
+    return [PresentedPair(pair, "a" if hash_bytes("side", seed, judge, pair.key)[0] < 128 else "b") for pair in order]
 
 
-def drawn(what: str, seed: int, judge: str, key: str) -> bytes:
+def hash_bytes(what: str, seed: int, judge: str, key: str) -> bytes:
     """32 bytes, as good as random."""
     return hashlib.sha256(json.dumps([what, seed, judge, key]).encode()).digest()
 
@@ -109,9 +102,9 @@ QUESTIONS = {
     "text": "Which picture matches the text better?",
     "looks": "Which picture looks better?",
 }
-OURS = 0x6A756467  # "judg": by which SQLite knows our files from others'
+APPLICATION_ID = 0x6A756467  # "judg": tells our files from other SQLite files
 SCHEMA = f"""
-PRAGMA application_id = {OURS};
+PRAGMA application_id = {APPLICATION_ID};
 CREATE TABLE IF NOT EXISTS votes (
     id INTEGER PRIMARY KEY,     -- rises with time: of several votes of one judge on one question the last counts
     judge TEXT NOT NULL,
@@ -135,7 +128,7 @@ PAIR = "prompt, nth, a_sha256, b_sha256"
 
 
 class Vote(NamedTuple):
-    """Which system's picture of a pair a judge found better, in answer to one question, and how they saw it."""
+    """A judge's answer to one question on a pair: the system whose picture is better, or equal."""
 
     judge: str
     prompt: str
@@ -146,84 +139,74 @@ class Vote(NamedTuple):
 
 
 class Votes:
-    """The file at `path`, made if it is not there. One of them may serve several threads.
+    """The votes in the SQLite file at `path`, which is created if it is missing; several threads may use one object.
 
     ValueError where the file is no database of votes, or holds votes on other pictures than those of `pairs`.
     """
 
     def __init__(self, path: Path, pairs: Sequence[PicturePair]) -> None:
         self.path = path
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._connection = opened(path)
+            self._connection = connect(path)
         except sqlite3.DatabaseError as error:
             raise UserError(f"votes={path} cannot be opened: {error}") from error
         refuse_other_pairs(path, set(self._rows(f"SELECT DISTINCT {PAIR} FROM votes")), pairs)
 
-    def cast(self, judge: str, shown: Presented, question: str, answer: Answer) -> None:
-        """Add a vote. The same answer again adds nothing: it comes from a page that asked twice."""
+    def cast(self, judge: str, shown: PresentedPair, question: str, answer: Answer) -> None:
+        """Add a vote. The same answer again adds nothing: the page sent it twice."""
         pair = shown.pair
         if self.answers(judge, pair).get(question) == answer:
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        with self._one_at_a_time, self._connection:
+        with self._lock, self._connection:
             self._connection.execute(
                 f"INSERT INTO votes (judge, {PAIR}, question, answer, on_left, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (judge, *row(pair), question, answer, shown.left, now),
             )
 
     def answers(self, judge: str, pair: PicturePair) -> dict[str, Answer]:
-        """question -> what counts, of the questions that the judge has answered."""
+        """Question -> the judge's last answer."""
         where = "WHERE judge = ? AND prompt = ? AND nth = ? AND a_sha256 = ? AND b_sha256 = ?"
         return dict(self._rows(f"SELECT question, answer FROM counting {where}", judge, *row(pair)))
 
     def done(self, judge: str) -> set[tuple[str, int]]:
-        """(prompt, nth) of the pairs of which the judge has answered every question."""
+        """(prompt, nth) of the pairs on which the judge has answered every question."""
         having = "GROUP BY prompt, nth HAVING count(*) = ?"
         return set(self._rows(f"SELECT prompt, nth FROM counting WHERE judge = ? {having}", judge, len(QUESTIONS)))
 
-    def counting(self) -> list[Vote]:
-        """The votes that count, in the order in which they were cast."""
-        fields = ", ".join(Vote._fields)
-        return [Vote(*found) for found in self._rows(f"SELECT {fields} FROM counting ORDER BY id")]
+    def counted(self) -> list[Vote]:
+        """The last vote of each judge on each pair and question, in the order in which they were cast."""
+        return [Vote(*row) for row in self._rows(f"SELECT {', '.join(Vote._fields)} FROM counting ORDER BY id")]
 
-    def cast_in_all(self) -> int:
-        """How many were cast, those included that a later one of the same judge has replaced."""
+    def total(self) -> int:
+        """How many votes were cast, including those that a later one has replaced."""
         return self._rows("SELECT count(*) FROM votes")[0][0]
 
     def close(self) -> None:
         self._connection.close()
 
     def _rows(self, query: str, *values: str | int) -> list[tuple]:
-        with self._one_at_a_time:
+        with self._lock:
             return self._connection.execute(query, values).fetchall()
 
 
-def opened(path: Path) -> sqlite3.Connection:
-    """ValueError where there is a database already, and none of votes."""
+def connect(path: Path) -> sqlite3.Connection:
+    """ValueError where the file is a database of something else than votes."""
     connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
-    with closed_on_failure(connection):
-        (application,), tables = (
-            connection.execute("PRAGMA application_id").fetchone(),
-            connection.execute("SELECT name FROM sqlite_master").fetchall(),
-        )
-        if not application and not tables:
+    try:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        if not application and not connection.execute("SELECT name FROM sqlite_master").fetchall():
             connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
-        elif application != OURS:
+        elif application != APPLICATION_ID:
             raise UserError(f"votes={path} is a database of something else: choose another file")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-    return connection
-
-
-@contextmanager
-def closed_on_failure(connection: sqlite3.Connection) -> Iterator[None]:
-    try:
-        yield
     except BaseException:
         connection.close()
         raise
+    return connection
 
 
 def row(pair: PicturePair) -> tuple[str, int, str, str]:
@@ -232,11 +215,11 @@ def row(pair: PicturePair) -> tuple[str, int, str, str]:
 
 
 def refuse_other_pairs(path: Path, voted: set[tuple], pairs: Sequence[PicturePair]) -> None:
-    others = voted - {row(pair) for pair in pairs}
-    if not others:
-        return
-    prompt, nth, *hashes = min(others)
-    turned = (prompt, nth, *reversed(hashes)) in {row(pair) for pair in pairs}
-    why = "a and b are exchanged" if turned else "they are not the pictures in a and b"
-    named = f"such as picture {nth + 1} of {prompt!r}"
-    raise UserError(f"votes={path} holds votes on {len(others)} other pairs, {named}: {why}. Choose another file")
+    """ValueError where there are votes on other pictures than those of `pairs`."""
+    known = {row(pair) for pair in pairs}
+    if others := voted - known:
+        prompt, nth, *hashes = min(others)
+        exchanged = (prompt, nth, *reversed(hashes)) in known
+        why = "a and b are exchanged" if exchanged else "they are not the pictures in a and b"
+        example = f"such as picture {nth + 1} of {prompt!r}"
+        raise UserError(f"votes={path} holds votes on {len(others)} other pairs, {example}: {why}. Choose another file")
