@@ -40,7 +40,7 @@ class Shardable(Protocol):
     def units(self) -> Sequence[nn.Module]: ...
 
     def apart(self) -> Sequence[nn.Module]:
-        """Modules inside of units that are also run, together, outside of their units' `forward`."""
+        """Modules inside of units that run, together, when their units do not."""
         ...
 
 
