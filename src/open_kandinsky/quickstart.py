@@ -3,7 +3,7 @@
 open-kandinsky quickstart                       to runs/quickstart
 open-kandinsky quickstart out=runs/second seed=1
 
-Every part is another verb with overrides of its own. A part that was stopped is begun again; one that was done stays.
+Each part runs another command with overrides of its own. A part that was stopped is done again; a finished one stays.
 """
 
 import json
@@ -11,7 +11,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -39,66 +39,61 @@ PURPOSES = {
 COCO_SHAPED = 64  # pictures, for a first `make eval-coco`
 
 
-@dataclass
-class Parts:
-    """What is done, in order. A part is a folder, and is done when that holds part.json."""
-
-    out: Path
-    done: dict[str, QuickstartPart] = field(default_factory=dict)
-
-    def do(self, name: str, purpose: str, make: Callable[[Path], object]) -> None:
-        folder, mark = self.out / name, self.out / name / "part.json"
-        print(f"\n[{name}] {purpose}", flush=True)
-        if mark.is_file():
-            print(f"done before, in {folder}")
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-            start = time.perf_counter()
-            make(folder)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            part = {"purpose": purpose, "seconds": time.perf_counter() - start, "peak_memory_gb": peak}
-            files.write(mark, json.dumps(part, indent=2))
-        self.done[name] = QuickstartPart(**json.loads(mark.read_text()))
+def run_part(folder: Path, purpose: str, run: Callable[[Path], object]) -> QuickstartPart:
+    """Run a part into its folder, unless that holds part.json, which is written last."""
+    mark = folder / "part.json"
+    if mark.is_file():
+        print(f"done before, in {folder}")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        start = time.perf_counter()
+        run(folder)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        part = {"purpose": purpose, "seconds": time.perf_counter() - start, "peak_memory_gb": peak}
+        files.write(mark, json.dumps(part, indent=2))
+    return QuickstartPart(**json.loads(mark.read_text()))
 
 
 def quickstart(cfg: DictConfig) -> Path:
-    """Do what is not done yet; returns the report's path."""
-    out = claim(cfg)
-    parts = Parts(out)
+    """Run the parts that are not done yet, in order; returns the report's path."""
+    out = open_folder(cfg)
+    done: dict[str, QuickstartPart] = {}
 
-    def drawn(folder: Path) -> None:
+    def part(name: str, purpose: str, run: Callable[[Path], object]) -> None:
+        print(f"\n[{name}] {purpose}", flush=True)
+        done[name] = run_part(out / name, purpose, run)
+
+    def draw(folder: Path) -> None:
         world = toy_world(size=cfg.dims.image_size)
         write_shapes(folder, world=world, seed=cfg.seed, **cfg.shapes)
         write_coco(folder / "coco", world=world, images=COCO_SHAPED, seed=cfg.seed)
 
-    def encoded(split: str) -> Callable[[Path], object]:
-        paths = {"urls": out / "shapes" / split, "clip": out / "clip", "movq": out / "movq"}
-        sizes = ["batch_size=256", "max_bad_share=0.0", "latents=float32"]
-        return lambda folder: precompute(compose.compose("precompute", given({**paths, "out": folder}) + sizes))
+    def encode(split: str, folder: Path) -> None:
+        paths = {"urls": out / "shapes" / split, "clip": out / "clip", "movq": out / "movq", "out": folder}
+        options = ["batch_size=256", "max_bad_share=0.0", "latents=float32"]
+        precompute(compose.compose("precompute", path_overrides(paths) + options))
 
-    def trained(overrides: Sequence[str]) -> Callable[[Path], object]:
-        mine = [*overrides, f"seed={cfg.seed}"]
-        return lambda folder: train(compose.compose("train", mine + given({"root": out, "run_dir": folder})))
+    def train_stage(overrides: Sequence[str], folder: Path) -> None:
+        paths = path_overrides({"root": out, "run_dir": folder})
+        train(compose.compose("train", [*overrides, f"seed={cfg.seed}", *paths]))
 
-    parts.do("shapes", "pictures of shapes are drawn from known attributes, with captions", drawn)
+    def score(folder: Path) -> None:
+        priors = ",".join(str(name) for name in cfg.train if "prior" in str(name))
+        paths = path_overrides({"weights": out, "out": folder, "protocol.shapes": out / "shapes"})
+        evaluate(compose.compose("evaluate", [*cfg.evaluate, f"priors=[{priors}]", *paths]))
+
+    part("shapes", "pictures of shapes are drawn from known attributes, with captions", draw)
     for name, overrides in cfg.train.items():
         if name == "prior":
             for split in ("train", "seen"):
-                parts.do(f"cache/{split}", f"CLIP and MoVQ encode the {split} set, once for all", encoded(split))
-        parts.do(str(name), PURPOSES[str(name)], trained(overrides))
-
-    priors = [str(name) for name in cfg.train if "prior" in str(name)]
-
-    def scored(folder: Path) -> None:
-        paths = given({"weights": out, "out": folder, "protocol.shapes": out / "shapes"})
-        evaluate(compose.compose("evaluate", [*cfg.evaluate, f"priors=[{','.join(priors)}]", *paths]))
-
-    parts.do("scores", "pictures are drawn for captions, and read by rule: do they show what was asked for?", scored)
-    return report_on(out, parts.done, seed=cfg.seed)
+                part(f"cache/{split}", f"CLIP and MoVQ encode the {split} set, once for all", partial(encode, split))
+        part(str(name), PURPOSES[str(name)], partial(train_stage, overrides))
+    part("scores", "pictures are drawn for captions, and read by rule: do they show what was asked for?", score)
+    return report_on(out, done, seed=cfg.seed)
 
 
-def claim(cfg: DictConfig) -> Path:
-    """The folder to write. ValueError where it holds a quickstart of another configuration, or something else."""
+def open_folder(cfg: DictConfig) -> Path:
+    """The output folder, with the config in it. UserError if it holds another quickstart, or something else."""
     out = Path(cfg.out)
     path = out / "config.yaml"
     if path.is_file() and OmegaConf.load(path) != cfg:
@@ -109,8 +104,8 @@ def claim(cfg: DictConfig) -> Path:
     return out
 
 
-def given(paths: dict[str, Path]) -> list[str]:
-    """Paths as overrides, quoted: a folder's name may hold spaces, commas or an equals sign."""
+def path_overrides(paths: dict[str, Path]) -> list[str]:
+    """Paths as quoted overrides, since a folder's name may hold spaces, commas or an equals sign."""
     return [f"{key}='{str(path).replace(chr(39), chr(92) + chr(39))}'" for key, path in paths.items()]
 
 

@@ -176,24 +176,24 @@ def check_length(trainer: DictConfig) -> None:
 
 def check_precision(trainer: DictConfig, part: str | None) -> None:
     """UserError for a precision that is unknown, or in which the part would be computed wrongly."""
-    precision, given = str(trainer.precision), f"trainer.precision={trainer.precision}"
+    precision, typed = str(trainer.precision), f"trainer.precision={trainer.precision}"
     precision = ALIASES.get(precision, precision)
     if trainer.precision is None or precision in PRECISIONS[:3]:
         return
     if precision.endswith("-true"):
         raise UserError(
-            f"{given}: it would round the noise schedule's table, in which the first steps differ by less than it can "
+            f"{typed}: it would round the noise schedule's table, in which the first steps differ by less than it can "
             "tell; choose bf16-mixed, whose weights and tables are whole, or 32-true"
         )
     if precision not in PRECISIONS:
-        raise UserError(f"{given}: not known here; choose one of {', '.join(PRECISIONS)}")
+        raise UserError(f"{typed}: not known here; choose one of {', '.join(PRECISIONS)}")
     if part == "movq":
         raise UserError(
-            f"{given} with stage=movq: gradients are clipped by value while they are scaled, which puts nearly all of "
+            f"{typed} with stage=movq: gradients are clipped by value while they are scaled, which puts nearly all of "
             "them at the bound; choose bf16-mixed or 32-true"
         )
     if trainer.accelerator == "cpu":
-        raise UserError(f"{given} on a CPU: float16 is for GPUs; choose bf16-mixed or 32-true")
+        raise UserError(f"{typed} on a CPU: float16 is for GPUs; choose bf16-mixed or 32-true")
 
 
 def train_and_report(cfg: DictConfig) -> float | None:

@@ -27,7 +27,7 @@ def detector(sign, folder="nowhere", patience=100):
 
 def watch(found, curve, steps=2000):
     for step in range(0, steps, 10):
-        found.look("sign", curve(step), step)
+        found.check("sign", curve(step), step)
 
 
 HEALTHY = {
@@ -82,7 +82,7 @@ def test_resumed_it_stops_at_the_same_step():
                 if step == cut:
                     state, found = found.state_dict(), detector(worse())
                     found.load_state_dict(state)
-                found.look("sign", 1.0 if step < 700 else 4.0, step)
+                found.check("sign", 1.0 if step < 700 else 4.0, step)
         except FloatingPointError as stop:
             return step, str(stop)
 

@@ -150,7 +150,7 @@ class Later:
         self.settle(before=number.step)
         self.waiting.append((*copy_to_host(value.detach()), number))
 
-    def settle(self, before: float = math.inf) -> None:
+    def settle(self, before: int | float = math.inf) -> None:
         while self.waiting and self.waiting[0][2].step < before:
             value, copied, number = self.waiting.popleft()
             if copied is not None:

@@ -20,7 +20,7 @@ from open_kandinsky.stages.parallel import Engine
 
 
 class ClipStage(LightningModule):
-    """Trains open_clip's model by its loss, for a domain of its own. Kandinsky itself uses OpenAI's frozen weights."""
+    """Trains open_clip's model by its loss, for a domain of one's own. Kandinsky uses OpenAI's frozen weights."""
 
     def __init__(self, *, network: Clip, optimizer: MakeOptimizer, lr_schedule: MakeSchedule, engine: Engine) -> None:
         super().__init__()

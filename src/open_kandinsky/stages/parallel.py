@@ -40,7 +40,7 @@ class Shardable(Protocol):
     def units(self) -> Sequence[nn.Module]: ...
 
     def apart(self) -> Sequence[nn.Module]:
-        """Modules inside of units that are also run, together, outside of their units' `forward`."""
+        """Modules inside of units that run, together, when their units do not."""
         ...
 
 
@@ -193,12 +193,12 @@ def affordable(costs: Mapping[Unit, Cost], budget: int | float) -> set[Unit]:
 
 def measure_cost(unit: nn.Module, *inputs: Any, **named: Any) -> Cost:
     """Run a unit uncompiled, for its cost alone; compiled, it keeps no more."""
-    given = storages(tree_leaves((inputs, named)))
+    input_bytes = storages(tree_leaves((inputs, named)))
     with FlopCounterMode(display=False) as flops, saved_for_backward() as sizes:
         type(unit).forward(unit, *inputs, **named)
-    others = given.keys() | storages(unit.parameters()).keys()
+    others = input_bytes.keys() | storages(unit.parameters()).keys()
     inside = sum(size for name, size in sizes.items() if name not in others)
-    return Cost(sum(given.values()), inside, flops.get_total_flops())
+    return Cost(sum(input_bytes.values()), inside, flops.get_total_flops())
 
 
 def storages(values: Any) -> dict[int, int]:
