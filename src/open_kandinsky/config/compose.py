@@ -83,7 +83,7 @@ def unknown_to_hydra(config_name: str, choices: Sequence[Override]) -> str | Non
     own = hydra.compose(config_name, groups, return_hydra_config=True).hydra
     known = list(validate.keys({"hydra": OmegaConf.to_container(own, resolve=False)}))
     wrong = [dotted(o) for o in choices if dotted(o).startswith("hydra.") and not o.is_add() and dotted(o) not in known]
-    return f"no such key {wrong[0]!r}" + validate.meant(validate.nearest_key(wrong[0], known)) if wrong else None
+    return f"no such key {wrong[0]!r}" + validate.did_you_mean(validate.nearest_key(wrong[0], known)) if wrong else None
 
 
 def uninstalled(error: Exception) -> str | None:
@@ -230,8 +230,8 @@ def with_choices(config_name: str, choices: Sequence[Override]) -> dict[str, Any
     try:
         base = plain(hydra.compose(config_name, [str(o.input_line) for o in choices]))
     except ConfigCompositionException as error:
-        told = uninstalled(error) or misplaced(config_name, choices) or unknown_to_hydra(config_name, choices)
-        raise UserError(told or message(error)) from error
+        mistake = uninstalled(error) or misplaced(config_name, choices) or unknown_to_hydra(config_name, choices)
+        raise UserError(mistake or message(error)) from error
     added = [o for o in choices if o.is_add()]
     if added:
         placed = plain(hydra.compose(config_name, [str(o.input_line) for o in choices if not o.is_add()]))

@@ -75,8 +75,8 @@ def is_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
-def number() -> str:
-    """What a job of a sweep adds to the name of its folder; nothing where there is one job."""
+def job_suffix() -> str:
+    """The end of a folder's name for a job of a sweep, as in _3; empty where one job runs."""
     if not is_sweep() or OmegaConf.is_missing(HydraConfig.get().job, "num"):
         return ""
     return f"_{HydraConfig.get().job.num}"
@@ -95,19 +95,19 @@ def going_on() -> Iterator[None]:
             file.write(f"job {own.job.num} failed: {' '.join(stop.__notes__)}\n")
 
 
-OmegaConf.register_new_resolver("of_sweep", number, replace=True)
+OmegaConf.register_new_resolver("of_sweep", job_suffix, replace=True)
 
 
 class JobResult(NamedTuple):
-    """Of a job that ended in this process."""
+    """The figure, the values and the folder of a job that ended in this process."""
 
     value: float
     values: str
     folder: str
 
 
-class Teller(Callback):
-    """Says which jobs a sweep has, and which of them was the best. Hydra finds it by conf/hydra/default.yaml."""
+class SweepReporter(Callback):
+    """Prints each job of a sweep, and at the end the best one. conf/hydra/default.yaml names it for Hydra."""
 
     def __init__(self) -> None:
         self.swept: set[str] = set()
@@ -130,10 +130,10 @@ class Teller(Callback):
             self.results.append(JobResult(value, self.values(config), str((job_return.cfg or {}).get("run_dir", ""))))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Of a search, also over the trials of before it was stopped. Exit code 2 where jobs failed."""
+        """Print the best job; a search's earlier trials count too. Exit code 2 where jobs failed."""
         hide(Path(config.hydra.sweep.dir) / "multirun.yaml")
-        if told := searched(config) or self.best(config):
-            print(told, flush=True)
+        if best := best_trial(config) or self.best(config):
+            print(best, flush=True)
         if (failed := Path(config.hydra.sweep.dir) / FAILED).is_file():
             print(failed.read_text(encoding="utf-8"), file=sys.stderr, end="", flush=True)
             raise SystemExit(REFUSED)
@@ -153,13 +153,13 @@ class Teller(Callback):
 
 
 def hide(file: Path) -> None:
-    """Passwords in what Hydra writes down of a sweep."""
+    """Mask the passwords in a file that Hydra wrote about a sweep."""
     if file.is_file() and (text := file.read_text(encoding="utf-8")) != (hidden := masked(text)):
         files.write(file, hidden)
 
 
-def searched(config: DictConfig) -> str | None:
-    """The best trial, as the sweeper wrote it down."""
+def best_trial(config: DictConfig) -> str | None:
+    """A line about the best trial of a search, which the sweeper wrote to a file; None where no search ran."""
     file = Path(config.hydra.sweep.dir) / "optimization_results.yaml"
     if "study_name" not in config.hydra.sweeper or not file.is_file():
         return None

@@ -1,10 +1,9 @@
-"""What a node of the configuration may name in `_target_`, and which arguments it may give.
+"""Refuses a configuration that does not fit, and names what does: the nearest key, option or argument.
 
-Works on plain dicts and lists. What may be built of a config that comes with weights is in `weights.build`.
-
-What a person typed, held against the config it is meant for: a key or an option that does not exist is named.
-
-Works on plain dicts and lists. `base` is the config with the chosen options and before any value is set.
+A node's `_target_` must lie in a package of HOMES, and its arguments must be those of that class or function. A key or
+an option on the command line must exist in the composed config. All works on plain dicts and lists; `base` is the
+config with the chosen options and before any value is set. What may be built of a config that comes with weights is in
+`weights.build`.
 """
 
 import inspect
@@ -51,7 +50,7 @@ def join(path: str, key: str) -> str:
 
 
 @cache
-def located(target: str) -> Any:
+def locate(target: str) -> Any:
     """The class or function that `target` names. ImportError or AttributeError where there is none."""
     return resolve_name(target)
 
@@ -60,7 +59,7 @@ def located(target: str) -> Any:
 def parameters(target: str) -> Mapping[str, inspect.Parameter] | None:
     """What calling `target` takes by name; None for the few compiled ones that do not say."""
     try:
-        return inspect.signature(located(target)).parameters
+        return inspect.signature(locate(target)).parameters
     except ValueError:
         return None
 
@@ -75,7 +74,7 @@ def takes(target: str, argument: str) -> bool:
     )
 
 
-def named(annotation: Any) -> str:
+def type_name(annotation: Any) -> str:
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
@@ -101,7 +100,7 @@ def refuse_misfit(path: str, node: Mapping[str, Any], tree: Any) -> None:
     if not str(target).startswith(HOMES):
         raise UserError(f"{where} names {target!r} as its _target_; one starts with {', '.join(HOMES)}")
     try:
-        located(target)
+        locate(target)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{where}: cannot find its _target_ {target!r}: {error}") from error
     for argument in arguments(node):
@@ -121,13 +120,15 @@ def refuse_words_for_numbers(key: str, value: Any, parameter: inspect.Parameter 
         and parameter
         and numeric(parameter.annotation)
     ):
-        raise UserError(f"{key}={value}: no number; it takes {named(parameter.annotation)}")
+        raise UserError(f"{key}={value}: no number; it takes {type_name(parameter.annotation)}")
 
 
 def numeric(annotation: Any) -> bool:
     """Whether nothing but numbers fits: int, float, or one of them with None; a Tensor is no value of a config."""
     kinds = set(get_args(annotation) or [annotation]) - {type(None), bool}
-    return bool(kinds & {int, float}) and all(kind in (int, float) or named(kind).endswith("Tensor") for kind in kinds)
+    return bool(kinds & {int, float}) and all(
+        kind in (int, float) or type_name(kind).endswith("Tensor") for kind in kinds
+    )
 
 
 def arguments(node: Mapping[str, Any]) -> list[str]:
@@ -219,11 +220,11 @@ def refuse_unknown_option(group: str, option: str, folders: Sequence[Path], pack
     """ValueError where `folders` hold no such group or option of it; `package` is what was typed after an @."""
     placed = f"{group}@{package}" if package else group
     if group not in groups(folders):
-        raise UserError(f"no such group {group!r}" + meant(nearest_key(group, groups(folders))))
+        raise UserError(f"no such group {group!r}" + did_you_mean(nearest_key(group, groups(folders))))
     known = options(group, folders)
     if option.removesuffix(".yaml") not in known:
         near = nearest_key(option, known)
-        remedy = meant(f"{placed}={near}") if near else f"; there are: {', '.join(known)}"
+        remedy = did_you_mean(f"{placed}={near}") if near else f"; there are: {', '.join(known)}"
         raise UserError(f"no such option '{placed}={option}'" + remedy)
 
 
@@ -245,8 +246,10 @@ def refuse_unknown_key(key: str, typed: str, base: Mapping[str, Any], group_name
     target = target_at(base, owner)
     if target and takes(target, argument):
         raise UserError(f"{unknown!r} is not set here but {target} takes it: add it with a plus, '+{typed}'")
-    beside = [join(owner, name) for name in parameters(target) or ()] if target else []
-    raise UserError(f"no such key {unknown!r}" + meant(nearest_key(unknown, [*keys(base), *group_names, *beside])))
+    arguments_there = [join(owner, name) for name in parameters(target) or ()] if target else []
+    raise UserError(
+        f"no such key {unknown!r}" + did_you_mean(nearest_key(unknown, [*keys(base), *group_names, *arguments_there]))
+    )
 
 
 def refuse_stray_key(key: str, base: Mapping[str, Any], tree: Mapping[str, Any]) -> None:
@@ -256,7 +259,7 @@ def refuse_stray_key(key: str, base: Mapping[str, Any], tree: Mapping[str, Any])
     parts = key.split(".")
     owner = next((o for o in prefixes(parts) if target_at(tree, o)), None)
     if owner is None or first_unknown(base, parts[0]) is not None:
-        raise UserError(f"no such key {key!r}" + meant(nearest_key(key, keys(base))))
+        raise UserError(f"no such key {key!r}" + did_you_mean(nearest_key(key, keys(base))))
     argument, target = key.removeprefix(owner).strip(".").partition(".")[0], target_at(tree, owner)
     if argument and not is_word(argument) and target and not takes(target, argument):
         raise UserError(not_taken(owner, target, argument, base))
@@ -267,12 +270,14 @@ def refuse_missing(tree: Any, config_name: str, conf: Path) -> None:
     absent = [key for key in keys(tree) if at(tree, key) == MISSING]
     if absent:
         lines = [
-            f"  {key}={takes and '  ' + takes}" for key in absent for takes in [taken(key, tree, config_name, conf)]
+            f"  {key}={takes and '  ' + takes}"
+            for key in absent
+            for takes in [description(key, tree, config_name, conf)]
         ]
         raise UserError("these need a value:\n" + "\n".join(lines))
 
 
-def taken(key: str, tree: Any, config_name: str, conf: Path) -> str:
+def description(key: str, tree: Any, config_name: str, conf: Path) -> str:
     """What `key` takes: the comment beside its ??? in the config files, or else the type in the signature."""
     own = [*(conf / key.partition(".")[0]).rglob("*.yaml"), conf / f"{config_name}.yaml"]  # they say it before others
     every = [key for file in [*sorted(conf.rglob("*.yaml")), *own] for key in config_help.keys(file)]
@@ -283,7 +288,7 @@ def taken(key: str, tree: Any, config_name: str, conf: Path) -> str:
     owner, _, argument = key.rpartition(".")
     target = target_at(tree, owner)
     parameter = (parameters(target) or {}).get(argument) if target else None
-    return "" if parameter is None or parameter.annotation is parameter.empty else named(parameter.annotation)
+    return "" if parameter is None or parameter.annotation is parameter.empty else type_name(parameter.annotation)
 
 
 def at(tree: Any, key: str) -> Any:
@@ -311,5 +316,5 @@ def prefixes(parts: Sequence[str]) -> Iterator[str]:
     return (".".join(parts[:end]) for end in range(len(parts), 0, -1))
 
 
-def meant(near: str | None) -> str:
+def did_you_mean(near: str | None) -> str:
     return f"; did you mean {near!r}?" if near else ""
