@@ -11,7 +11,7 @@ from open_kandinsky.callbacks.preview import Drawings
 from open_kandinsky.callbacks.validation import Codes, FrechetOfDrawings, LossByTimestep, PriorFigures
 from open_kandinsky.diffusion import schedule
 from open_kandinsky.diffusion.parameterisation import X0
-from open_kandinsky.networks.embedding import Standardise
+from open_kandinsky.networks.blocks import Standardise
 from open_kandinsky.stages.conditioning import NullConditions
 
 ROWS, WIDTH = 12, 32

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from open_kandinsky.config import compose
 from open_kandinsky.diffusion import schedule
 from open_kandinsky.diffusion.parameterisation import X0
-from open_kandinsky.networks.embedding import Standardise
+from open_kandinsky.networks.blocks import Standardise
 from open_kandinsky.networks.movq import MoVQ
 from open_kandinsky.pipeline import Diffusion, Pipeline, Sampling
 from open_kandinsky.weights import store

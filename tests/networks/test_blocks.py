@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from makers.system import nothing_at_zero
 
-from open_kandinsky.networks.blocks import ConvBlock, FilmBlock, SpatialNorm, Upsample, doubled, joined
+from open_kandinsky.networks.blocks import ConvBlock, FilmBlock, SpatialNorm, Upsample, add_skip, doubled
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -57,7 +57,7 @@ def test_a_sum_in_place_keeps_the_wider_type():
     wide, narrow = torch.randn(3), torch.randn(3, dtype=torch.bfloat16)
     with torch.no_grad():
         for a, b in ((wide, narrow), (narrow, wide)):
-            assert torch.equal(joined(a.clone(), b.clone()), a + b) and joined(a, b.clone()).dtype == torch.float32
+            assert torch.equal(add_skip(a.clone(), b.clone()), a + b) and add_skip(a, b.clone()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

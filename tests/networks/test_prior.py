@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from open_kandinsky.networks.embedding import Standardise, sinusoid
+from open_kandinsky.networks.blocks import Standardise, sinusoid
 from open_kandinsky.networks.prior import DiffusionPrior, LinearPrior, NoPrior, ResidualPrior
 
 B, LENGTH, WIDTH, HEADS = 3, 7, 24, 3

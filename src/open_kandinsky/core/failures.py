@@ -52,7 +52,9 @@ def message(error: BaseException) -> str | None:
     if is_about_the_config(error):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno is not None:
-        return about_a_file(error)
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error.strerror)
+        return f"{where}{error.strerror}{'; nothing was overwritten' if full else ''}"
     if isinstance(error, (UserError, NumericalError)):
         return str(error)
     return about_another_process(error)
@@ -64,12 +66,6 @@ def is_about_the_config(error: BaseException) -> bool:
     if names & {"ConfigAttributeError", "ConfigKeyError"}:  # a bug: code that reads a key which no config has
         return False
     return bool(names & {"MisconfigurationException", "HydraException", "OmegaConfBaseException"})
-
-
-def about_a_file(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error.strerror)
-    return f"{where}{error.strerror}{'; nothing was overwritten' if full else ''}"
 
 
 def about_another_process(error: BaseException) -> str | None:

@@ -57,7 +57,7 @@ def dynamic_threshold(denoise: Denoise, quantile: float) -> Denoise:
 
 
 def first_threshold(denoise: Denoise, quantile: float) -> Denoise:
-    """The same with the first image's quantile for the whole batch: a slip of Kandinsky 2.1's, kept by name."""
+    """`dynamic_threshold` with the first image's quantile for the whole batch, as a bug of Kandinsky 2.1 has it."""
     return _threshold(denoise, lambda x_0: _quantile(x_0[:1], quantile).expand(len(x_0)))
 
 

@@ -1,6 +1,6 @@
-"""What a network is asked to predict, and how its answer is read back as x_0.
+"""What a network predicts (x_0, eps or v), and how x_0 is computed from its output.
 
-One object per choice, so that losses, guidance and samplers need no flag: they only ever see x_0.
+One object per choice, so that losses, guidance and samplers need no flag: they only see x_0.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable

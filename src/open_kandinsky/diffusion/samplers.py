@@ -6,6 +6,7 @@ They know no network. `SAMPLERS` at the end has them by name.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -232,14 +233,6 @@ def unchanged(denoise: Denoise) -> Denoise:
     return denoise
 
 
-def clamp_2(denoise: Denoise) -> Denoise:
-    return clamp(denoise, 2.0)
-
-
-def threshold_by_first(denoise: Denoise) -> Denoise:
-    return first_threshold(denoise, 0.995)
-
-
 class Sampler(NamedTuple):
     """A walk, the spacing of its grid, and how it limits the denoiser's x_0 before each step."""
 
@@ -281,13 +274,15 @@ SAMPLERS = {
     "plms": Sampler(plms, leading, extra_calls=1),
     "dpmpp_2m": Sampler(dpmpp_2m, descending),
     # Kandinsky 2.1's p_sampler: x_0 clamped at 2, then thresholded by the batch's first image, on which others depend.
-    "ddpm_official": Sampler(ddpm, spaced, clamp_2, threshold_by_first),
+    "ddpm_official": Sampler(
+        ddpm, spaced, bound=partial(clamp, limit=2.0), threshold=partial(first_threshold, quantile=0.995)
+    ),
     "ddim_official": Sampler(ddim, uniform),  # 31 steps for 30
 }
 
 
 def named(name: str) -> Sampler:
-    """The sampler of that name; ValueError names those that there are."""
+    """The sampler of a name. ValueError for an unknown name, with a list of all."""
     if name not in SAMPLERS:
         near = nearest(name, SAMPLERS)
         meant = f"; did you mean {near!r}?" if near else ""

@@ -39,7 +39,7 @@ def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
 def frechet_from_moments(
     mean_x: Float[Tensor, "d"], cov_x: Float[Tensor, "d d"], mean_y: Float[Tensor, "d"], cov_y: Float[Tensor, "d d"]
 ) -> float:
-    """The same from means and covariances, such as a published reference's; ValueError where they are not finite."""
+    """The Frechet distance from means and covariances, as references publish them; ValueError unless finite."""
     mean_x, cov_x, mean_y, cov_y = (finite(part, NAME).double().cpu() for part in (mean_x, cov_x, mean_y, cov_y))
     return _distance(mean_x, _root(cov_x), mean_y, _root(cov_y))
 

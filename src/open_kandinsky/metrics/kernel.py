@@ -12,7 +12,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.metrics.features import finite
 
-SIGMA, SCALE = 10.0, 1000.0  # CMMD's: the kernel's width, and what the square is multiplied by
+SIGMA, SCALE = 10.0, 1000.0  # CMMD's: the kernel's width, and the factor of the squared MMD
 
 
 class KID(NamedTuple):
@@ -83,7 +83,7 @@ def between(x: Float32[Tensor, "n d"], y: Float32[Tensor, "m d"], chunk: int) ->
 
 
 def within(x: Float32[Tensor, "n d"], chunk: int) -> float:
-    """The same over all pairs of one set, each computed once where its chunks differ."""
+    """The sum of `between` over all pairs of one set; pairs of different chunks are computed once."""
     parts = x.split(chunk)
     twice = sum(between(a, b, chunk) for a, b in combinations(parts, 2))
     return 2 * twice + sum(between(part, part, chunk) for part in parts)

@@ -133,7 +133,7 @@ class ThingLike(Protocol):
 
 @runtime_checkable
 class SceneLike(Protocol):
-    """What a picture should show; an empty relation is not judged."""
+    """The scene that a picture should show; an empty relation is not judged."""
 
     @property
     def things(self) -> Sequence[ThingLike]: ...
@@ -161,13 +161,14 @@ class ShapesOracle:
         """
         pixels = np.asarray(image.cpu() if isinstance(image, Tensor) else image).astype(np.float32)
         nearest = self.nearest(pixels)
-        background = int(np.bincount(border(nearest)).argmax())
+        border = np.concatenate([nearest[0], nearest[-1], nearest[1:-1, 0], nearest[1:-1, -1]])
+        background = int(np.bincount(border).argmax())
         foreground = nearest != background
         blobs = components(foreground, smallest=self.templates.smallest / 4)
         things = [self.thing(pixels, self.palette[background], blob, foreground & ~blob) for blob in blobs]
         if len(things) > 1:
             things = [thing | {"size": ""} for thing in things]
-        return {"things": things, "relation": self.related(things), "background": self.names[background]}
+        return {"things": things, "relation": self.relation(things), "background": self.names[background]}
 
     def judge(self, image: UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "h w 3"], scene: SceneLike) -> dict[str, bool]:
         """For each attribute of the scene, and for "all" of them, whether the picture shows it."""
@@ -182,7 +183,7 @@ class ShapesOracle:
             "background": read["background"] == scene.background,
         }
         if scene.relation:
-            right["relation"] = complete and self.related(things) == scene.relation
+            right["relation"] = complete and self.relation(things) == scene.relation
         if any(wanted.size for wanted in scene.things):
             right["size"] = complete and all(thing["size"] == wanted.size for thing, wanted in pairs)
         return right | {"all": all(right.values())}
@@ -193,18 +194,16 @@ class ShapesOracle:
         def agreement(order: Sequence[dict]) -> tuple[int, bool]:
             pairs = zip(order, scene.things, strict=False)
             same = sum((a["shape"] == b.shape) + (a["colour"] == b.colour) for a, b in pairs)
-            return same, self.related(order) == scene.relation
+            return same, self.relation(order) == scene.relation
 
         largest = things[: len(scene.things) + 1]
         return max(permutations(largest, min(len(largest), len(scene.things))), key=agreement)
 
-    def related(self, things: Sequence[dict]) -> str:
-        """The relation of the first thing to the second; empty for fewer than two."""
-        return self.relation(things[0]["centre"], things[1]["centre"]) if len(things) > 1 else ""
-
-    def relation(self, first: Point, second: Point) -> str:
-        """The relation whose direction is nearest to the one from the second centre to the first."""
-        direction = np.subtract(first, second)
+    def relation(self, things: Sequence[dict]) -> str:
+        """The relation of the first thing to the second, nearest in direction; empty for fewer than two."""
+        if len(things) < 2:
+            return ""
+        direction = np.subtract(things[0]["centre"], things[1]["centre"])
         return max(self.world.relations, key=lambda name: float(np.dot(self.world.relations[name], direction)))
 
     def thing(self, pixels: np.ndarray, background: np.ndarray, blob: Mask, rest: Mask) -> dict:
@@ -223,11 +222,6 @@ class ShapesOracle:
         """The index of the palette's nearest colour to each colour."""
         distance = (self.palette**2).sum(1) - 2 * colours @ self.palette.T
         return distance.argmin(-1)
-
-
-def border(image: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "n"]:
-    """The outermost pixels."""
-    return np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
 
 
 class CaptionAccuracy(Metric):

@@ -1,4 +1,4 @@
-"""Attention over feature maps and over the prior's sequence. Keys and values are named tuples, handed around."""
+"""Attention over feature maps and over the prior's sequence. Keys and values are named tuples, passed as arguments."""
 
 from typing import NamedTuple
 
@@ -65,7 +65,7 @@ class PixelAttention(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Self-attention of the prior's sequence, of which a first part may have been seen before."""
+    """Self-attention of the prior's sequence, whose beginning may have been computed before."""
 
     def __init__(self, *, width: int, heads: int) -> None:
         super().__init__()
@@ -76,9 +76,9 @@ class CausalAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n c"], mask: Bool[Tensor, "b 1 n m"], past: KV | None
     ) -> tuple[Float[Tensor, "b n c"], KV]:
-        """`mask` is True where a position may look, over `past` and then x; returns also x's keys and values."""
+        """`mask` is True where a position attends, over `past` and then x. Also returns x's keys and values."""
         q, *both = _heads(self.qkv(x), 3, self.heads)
-        # As those read them who are given them; and a compiled layer that gave views would have all of qkv made anew.
+        # Contiguous for SDPA; returning views makes the compiler copy all of qkv.
         own = KV(*(x.contiguous() for x in both))
         attended = (
             F.scaled_dot_product_attention(q, *own, attn_mask=mask) if past is None else _over(past, own, q, mask)
@@ -89,8 +89,8 @@ class CausalAttention(nn.Module):
 def _over(
     past: KV, own: KV, q: Float[Tensor, "b heads n d"], mask: Bool[Tensor, "b 1 n m"]
 ) -> Float[Tensor, "b heads n d"]:
-    """One softmax over both, of which `past`, by far the longer, is not copied."""
+    """One softmax over both, without a copy of `past`, which is by far the longer."""
     scores = torch.cat([q @ kv.k.mT for kv in (past, own)], dim=3) * q.shape[3] ** -0.5
     weights = scores.masked_fill(~mask, -torch.inf).softmax(3).to(q.dtype)
-    n = past.k.shape[2]  # slices: what comes of `split`, torch 2.11 to 2.15 compile into wrong gradients
+    n = past.k.shape[2]  # slices: torch 2.11 to 2.15 compile `split` into wrong gradients
     return weights[..., :n] @ past.v + weights[..., n:] @ own.v

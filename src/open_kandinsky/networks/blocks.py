@@ -1,18 +1,22 @@
-"""Residual blocks of the U-Net (scaled and shifted by an embedding) and of MoVQ (normed by its latent)."""
+"""Layers that several networks use: residual blocks, the time embedding, and standardisation.
 
+The U-Net's residual blocks are scaled and shifted by an embedding, those of MoVQ's decoder are normed by its latent.
+"""
+
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 GROUPS = 32  # of every GroupNorm in Kandinsky: widths are its multiples
 
 
 def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """Start at 0, so that a block starts as its skip."""
+    """Initialise a layer with 0, so that its block starts as its skip."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -23,12 +27,12 @@ def shortcut(channels_in: int, channels_out: int) -> nn.Module:
 
 
 def swish(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Of a tensor that no one else reads: in its place, where nothing is learned. A map of MoVQ's is 67 MB."""
+    """SiLU, in place when gradients are off: `x` must not be used again. A feature map of MoVQ's is 67 MB."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
-def joined(skip: Float[Tensor, "..."], h: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The sum: in the place of h, which no one else reads, where nothing is learned."""
+def add_skip(skip: Float[Tensor, "..."], h: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """skip + h, in place of h when gradients are off: `h` must not be used again."""
     return skip + h if torch.is_grad_enabled() or skip.dtype != h.dtype else h.add_(skip)
 
 
@@ -49,11 +53,11 @@ class FilmBlock(nn.Module):
         self.skip = shortcut(channels_in, channels_out)
 
     def forward(self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"]) -> Float[Tensor, "b c_out h_out w_out"]:
-        """`emb` has been through its activation already, once for all blocks."""
+        """`emb` has been through its activation, once for all blocks."""
         h = self.conv_in(self.resample(swish(self.norm_in(x))))
         scale, shift = rearrange(self.film(emb), "b (two c) -> two b c 1 1", two=2)
         h = self.conv_out(swish(self.norm_out(h) * (1 + scale) + shift))
-        return joined(self.skip(self.resample(x)), h)
+        return add_skip(self.skip(self.resample(x)), h)
 
 
 class SpatialNorm(nn.Module):
@@ -72,7 +76,7 @@ class SpatialNorm(nn.Module):
         return rearrange(torch.addcmul(shift, x, scale), "b c zh h zw w -> b c (zh h) (zw w)")
 
 
-Norm = Callable[[int], nn.Module]  # GroupNorm in the encoder, SpatialNorm in the decoder, which is also given z
+Norm = Callable[[int], nn.Module]  # GroupNorm in the encoder, SpatialNorm in the decoder, which is also called with z
 
 
 class ConvBlock(nn.Module):
@@ -88,19 +92,19 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], *z: Tensor) -> Float[Tensor, "b c_out h w"]:
         h = self.conv_in(swish(self.norm_in(x, *z)))
-        return joined(self.skip(x), self.conv_out(swish(self.norm_out(h, *z))))
+        return add_skip(self.skip(x), self.conv_out(swish(self.norm_out(h, *z))))
 
 
 class Upsample(nn.Module):
     """Nearest neighbour, twice the sides."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
-        # On a GPU autocast would have interpolate give float32, which all later blocks would then add to.
+        # On a GPU autocast makes interpolate return float32, which would stay so in all later blocks.
         return F.interpolate(x, scale_factor=2.0, mode="nearest") if x.device.type == "cpu" else doubled(x)
 
 
 def doubled(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
-    """The same of any type, in channels_last; compiled too, its gradients are added up in a fixed order."""
+    """Upsample for any dtype, in channels_last; its gradients, also compiled, are summed in a fixed order."""
     return rearrange(repeat(x, "b c h w -> b (h 2) (w 2) c"), "b h w c -> b c h w")
 
 
@@ -109,3 +113,52 @@ class PadEnd(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h+1 w+1"]:
         return F.pad(x, (0, 1, 0, 1))
+
+
+def sinusoid(t: Int[Tensor, "b"] | Float[Tensor, "b"], width: int) -> Float[Tensor, "b width"]:
+    """cos and then sin of t at width/2 frequencies from 1 down to nearly 1/10000 (Vaswani et al. 2017, as in GLIDE)."""
+    half = width // 2
+    # The official order of operations: (-log / half) first moves a U-Net's output by 1e-6 where half is no power of 2.
+    frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    phase = t[:, None].float() * frequency
+    return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoid and a two-layer perceptron."""
+
+    def __init__(self, *, width: int, emb: int) -> None:
+        super().__init__()
+        self.width = width
+        self.mlp = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
+
+    def forward(self, t: Int[Tensor, "b"]) -> Float[Tensor, "b emb"]:
+        return self.mlp(sinusoid(t, self.width).to(next(self.parameters()).dtype))
+
+
+class Standardise(nn.Module):
+    """(x - mean) / std along the channels (dimension 1), with statistics of the training set as buffers.
+
+    It is the identity until `set` is called, as it is for Kandinsky's latents.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def set(self, mean: Float[Tensor, "c"], std: Float[Tensor, "c"]) -> None:
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def forward(self, x: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c ..."]:
+        return (x - self._like(self.mean, x)) / self._like(self.std, x)
+
+    def inverse(self, x: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c ..."]:
+        return x * self._like(self.std, x) + self._like(self.mean, x)
+
+    def _like(self, statistic: Tensor, x: Tensor) -> Tensor:
+        return statistic.to(x).reshape(-1, *[1] * (x.ndim - 2))

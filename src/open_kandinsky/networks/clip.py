@@ -1,4 +1,4 @@
-"""CLIP, by open_clip: the one place where it is run, in training as in sampling.
+"""CLIP by open_clip, in training as in sampling.
 
 The text path is CLIP's own, final LayerNorm included (the official prior's training forgot it). Embeddings are used as
 projected, not normalised to length 1, everywhere but in the contrastive loss.
@@ -25,7 +25,7 @@ class Text(NamedTuple):
 
 
 class LongTexts:
-    """Those that a text encoder could not read to their end: a warning at the first of them, a count of all."""
+    """Counts the captions that are too long for a text encoder, and warns of the first one."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens, self.count = tokens, 0
@@ -33,8 +33,8 @@ class LongTexts:
     def add(self, texts: Sequence[str]) -> None:
         if texts and not self.count:
             first = textwrap.shorten(texts[0][:200], 60, placeholder=" ...")
-            told = f"longer than {self.tokens} tokens, its end is not read (of such texts the first is told)"
-            warnings.warn(f"{told}: {first!r}", stacklevel=3)
+            text = f"longer than {self.tokens} tokens, its end is not read (of such texts the first is told)"
+            warnings.warn(f"{text}: {first!r}", stacklevel=3)
         self.count += len(texts)
 
 
@@ -48,7 +48,7 @@ class Clip(nn.Module):
         towers: Any = (dict(vision), dict(text))  # open_clip makes its own dataclasses of them
         self.model: Any = open_clip.CLIP(dim, *towers, quick_gelu=quick_gelu)
         self.length: int = text["context_length"]
-        self.long = LongTexts(self.length - 2)  # without the marks of start and end
+        self.long = LongTexts(self.length - 2)  # without start and end
         self.tokenizer = SimpleTokenizer(context_length=self.length)
 
     @property
@@ -61,7 +61,7 @@ class Clip(nn.Module):
         """The residual blocks of both towers."""
         return [*self.model.visual.transformer.resblocks, *self.model.transformer.resblocks]
 
-    def apart(self) -> list[nn.Module]:
+    def extra_modules(self) -> list[nn.Module]:
         return []
 
     def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "b n"]:
@@ -70,7 +70,7 @@ class Clip(nn.Module):
         return self.tokenizer(list(captions)).to(self.model.positional_embedding.device)
 
     def cut(self, captions: Sequence[str]) -> list[str]:
-        """Those that are too long to be read to their end."""
+        """The captions that are too long to be read to their end."""
         room = self.length - 2  # a token has one letter at least
         return [text for text in captions if len(text) > room and len(self.tokenizer.encode(text)) > room]
 

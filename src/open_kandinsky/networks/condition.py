@@ -1,4 +1,4 @@
-"""How the decoder's conditions become context tokens and a part of the time embedding."""
+"""The decoder's conditions: from embeddings to context tokens and a summand of the time embedding."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Conditioned(NamedTuple):
-    """What attention reads, and what is added to the time embedding."""
+    """The tokens that attention reads, and a summand of the time embedding."""
 
     tokens: Float[Tensor, "b n c"]
     emb: Float[Tensor, "b e"]
@@ -56,6 +56,6 @@ class ImageCondition(nn.Module):
     def forward(
         self, image_emb: Float[Tensor, "b d"], text_tokens: Tensor | None = None, text_emb: Tensor | None = None
     ) -> Conditioned:
-        """The text, which decoders are offered alike, is not looked at."""
+        """The text is ignored; it is an argument so that all conditions are called alike."""
         image_tokens = rearrange(self.image_tokens(image_emb), "b (n c) -> b n c", n=self.count)
         return Conditioned(self.norm_tokens(image_tokens), self.image_emb(image_emb))

@@ -1,7 +1,4 @@
-"""Batch normalisation over the batch of all processes.
-
-The autoencoder's adversary.
-"""
+"""The discriminator of MoVQ's adversarial training, its loss, and batch normalisation over all processes."""
 
 from collections.abc import Callable
 
@@ -15,9 +12,9 @@ from open_kandinsky.core.distributed import world_size
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """nn.BatchNorm2d, in training by the moments of all processes' pixels, so that R processes norm as one does.
+    """nn.BatchNorm2d which in training uses the moments over all processes, so that R processes give the same as one.
 
-    torch's SyncBatchNorm is the same on GPUs, and does not run on CPUs. Each process has as many pixels.
+    torch's SyncBatchNorm does the same on GPUs only. All processes must have equally many pixels.
     """
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -55,7 +52,7 @@ def _over(channel: Float[Tensor, "c"], x: Float[Tensor, "b c h w"]) -> Float[Ten
 class PatchGAN(nn.Module):
     """A score for each patch: strided 4x4 convolutions (Isola et al. 2017); MoVQGAN's has 2 layers of width 64.
 
-    `norm` makes the norm of so many channels: `nn.BatchNorm2d` is the original's, `per_image` is ours.
+    `norm` builds a norm for a number of channels: `nn.BatchNorm2d` is the original's, `per_image` is ours.
     """
 
     def __init__(self, *, channels: int, layers: int, norm: Callable[[int], nn.Module]) -> None:
@@ -74,10 +71,10 @@ class PatchGAN(nn.Module):
 
 
 def per_image(channels: int, *, groups: int) -> nn.Module:
-    """A norm that sees one image at a time.
+    """A norm of each image by itself.
 
-    A batch's statistics would tell real from made by themselves, mix the images whose gradients R1 looks at one by
-    one, and differ with the number of processes.
+    Batch statistics would alone distinguish real from generated batches, mix the images whose gradients R1 takes one by
+    one, and depend on the number of processes.
     """
     return nn.GroupNorm(groups, channels)
 
@@ -91,5 +88,5 @@ def _initialise(module: nn.Module) -> None:
 
 
 def hinge(real: Float[Tensor, "..."], fake: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """The adversary's loss: real above 1, fake below -1 (Lim & Ye 2017)."""
+    """The discriminator's loss: real above 1, fake below -1 (Lim & Ye 2017)."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())

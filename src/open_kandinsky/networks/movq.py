@@ -14,14 +14,14 @@ from open_kandinsky.networks.quantizer import Codebook
 
 
 class Decoded(NamedTuple):
-    """Pixels, and what the last convolution made them of: with the pixels' gradient it says what its weight's is."""
+    """Pixels and the last convolution's input, from which its weight gradient can be recomputed."""
 
     pixels: Float[Tensor, "b 3 h w"]
     features: Float[Tensor, "b c h w"]
 
 
 class Reconstruction(NamedTuple):
-    """What training sees; `z` is the latent before the codebook."""
+    """The outputs that training needs; `z` is the latent before the codebook."""
 
     pixels: Float[Tensor, "b 3 h w"]
     features: Float[Tensor, "b c h w"]
@@ -31,7 +31,7 @@ class Reconstruction(NamedTuple):
 
 
 class Level(nn.Module):
-    """Blocks of one resolution, in turn; the decoder's are also given z."""
+    """Blocks of one resolution in sequence; the decoder's are also called with z."""
 
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -44,12 +44,12 @@ class Level(nn.Module):
 
 
 def _level(c_in: int, c_out: int, *, blocks: int, attend: bool, norm: Norm) -> Level:
-    made: list[nn.Module] = []
+    modules: list[nn.Module] = []
     for c in [c_in] + [c_out] * (blocks - 1):
-        made.append(ConvBlock(channels_in=c, channels_out=c_out, norm=norm))
+        modules.append(ConvBlock(channels_in=c, channels_out=c_out, norm=norm))
         if attend:
-            made.append(PixelAttention(channels=c_out, norm=norm))
-    return Level(made)
+            modules.append(PixelAttention(channels=c_out, norm=norm))
+    return Level(modules)
 
 
 def _middle(c: int, norm: Norm) -> Level:
@@ -152,13 +152,13 @@ class MoVQ(nn.Module):
         self.quant = nn.Conv2d(latent_channels, latent_channels, 1)
         self.post_quant = nn.Conv2d(latent_channels, latent_channels, 1)
         self.quantise_latents = quantise_latents
-        self.factor = 2 ** (len(multipliers) - 1)  # pixels a latent
+        self.factor = 2 ** (len(multipliers) - 1)  # pixels of a side per latent
 
     def units(self) -> list[nn.Module]:
         """The residual blocks and attentions of every level."""
         return [block for level in self.modules() if isinstance(level, Level) for block in level.blocks]
 
-    def apart(self) -> list[nn.Module]:
+    def extra_modules(self) -> list[nn.Module]:
         return []
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c zh zw"]:
@@ -175,14 +175,14 @@ class MoVQ(nn.Module):
         return self.decoder(self.post_quant(z), z).pixels
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Reconstruction:
-        """Pixels through the codebook, with its loss: what training sees."""
+        """Pixels through the codebook, with its loss."""
         z = self.quant(self.encoder(x))
         z_q, index, loss = self.codebook(z)
         pixels, features = self.decoder(self.post_quant(z_q), z_q)
         return Reconstruction(pixels, features, z, index, loss)
 
     def without_codebook(self, x: Float[Tensor, "b 3 h w"]) -> Reconstruction:
-        """The same past the codebook: for the first steps of training, and to fill it."""
+        """As `forward` without the codebook: for the first steps of training, and to fill it."""
         z = self.quant(self.encoder(x))
         pixels, features = self.decoder(self.post_quant(z), z)
         return Reconstruction(pixels, features, z, self.codebook.nearest(z), z.new_zeros(()))

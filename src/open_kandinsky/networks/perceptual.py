@@ -7,8 +7,10 @@ from open_kandinsky.core.errors import UserError
 
 
 class LPIPS(nn.Module):
-    """VGG features under learned weights, frozen. Fetches torchvision's VGG16 weights if they are not in its
-    cache; ValueError where there is no network."""
+    """Distance of VGG features with learned weights, frozen.
+
+    Downloads torchvision's VGG16 weights if they are not in its cache; ValueError without a network.
+    """
 
     def __init__(self) -> None:
         super().__init__()

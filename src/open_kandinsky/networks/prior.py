@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from open_kandinsky.networks.attention import KV, CausalAttention
-from open_kandinsky.networks.embedding import Standardise, TimeEmbedding
+from open_kandinsky.networks.blocks import Standardise, TimeEmbedding
 
 
 class Prefix(NamedTuple):
@@ -66,7 +66,7 @@ class DiffusionPrior(nn.Module):
         self,
         text_tokens: Float[Tensor, "b n w"],
         text_emb: Float[Tensor, "b d"],
-        text_mask: Bool[Tensor, "b n"],  # True on words: padding is not looked at
+        text_mask: Bool[Tensor, "b n"],  # True on words; padding is ignored
     ) -> Prefix:
         x = torch.cat([self.text_tokens(text_tokens), self.text_emb(text_emb)[:, None]], dim=1) + self.position[:-3]
         mask = torch.cat([text_mask, text_mask.new_ones(len(text_mask), 1)], dim=1)
@@ -75,22 +75,22 @@ class DiffusionPrior(nn.Module):
 
     def forward(self, x_t: Float[Tensor, "b d"], t: Int[Tensor, "b"], prefix: Prefix) -> Float[Tensor, "b d"]:
         x = torch.stack([self.time(t), self.x_t(x_t), self.readout.expand(len(x_t), -1)], dim=1) + self.position[-3:]
-        seen = repeat(prefix.mask, "b m -> b 1 n m", n=3)
-        mask = torch.cat([seen, _causal(x).expand(len(x), 1, 3, 3)], dim=3)
+        of_prefix = repeat(prefix.mask, "b m -> b 1 n m", n=3)
+        mask = torch.cat([of_prefix, _causal(x).expand(len(x), 1, 3, 3)], dim=3)
         x, _ = self._run(x, mask, prefix.kv)
         return self.out(self.norm_out(x[:, -1]))
 
     def units(self) -> list[nn.Module]:
         return list(self.layers)
 
-    def apart(self) -> list[nn.Module]:
+    def extra_modules(self) -> list[nn.Module]:
         return []
 
     def _run(self, x: Tensor, mask: Tensor, past: tuple[KV, ...] | None) -> tuple[Tensor, tuple[KV, ...]]:
         kv = []
-        for layer, seen in zip(self.layers, past or [None] * len(self.layers), strict=True):
-            x, of_layer = layer(x, mask, seen)
-            kv.append(of_layer)
+        for layer, past_kv in zip(self.layers, past or [None] * len(self.layers), strict=True):
+            x, layer_kv = layer(x, mask, past_kv)
+            kv.append(layer_kv)
         return x, tuple(kv)
 
 
@@ -112,14 +112,14 @@ class LinearPrior(nn.Module):
     def units(self) -> list[nn.Module]:
         return []
 
-    def apart(self) -> list[nn.Module]:
+    def extra_modules(self) -> list[nn.Module]:
         return []
 
     def prefix(self, text_tokens: Tensor, text_emb: Float[Tensor, "b d"], text_mask: Tensor) -> Float[Tensor, "b e"]:
         return self.map(text_emb)
 
     def forward(self, x_t: Tensor, t: Tensor, prefix: Float[Tensor, "b e"]) -> Float[Tensor, "b e"]:
-        """The same at any time: for every sampler, one step is as good as many."""
+        """Does not depend on t: for every sampler, one step gives the same as many."""
         return prefix
 
 
@@ -141,7 +141,7 @@ class ResidualPrior(nn.Module):
     def units(self) -> list[nn.Module]:
         return list(self.blocks)
 
-    def apart(self) -> list[nn.Module]:
+    def extra_modules(self) -> list[nn.Module]:
         return []
 
     def prefix(self, text_tokens: Tensor, text_emb: Float[Tensor, "b d"], text_mask: Tensor) -> Float[Tensor, "b e"]:

@@ -34,8 +34,8 @@ class Codebook(nn.Module):
 
     def nearest(self, z: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
         flat, codes = rearrange(z, "b c h w -> (b h w) c").float(), self.embedding.weight.float()
-        with _without_autocast(z):  # which would take the product in bfloat16
-            distance = codes.square().sum(1) - 2 * flat @ codes.T  # less |z|^2, which ranks nothing
+        with _without_autocast(z):  # autocast would compute the product in bfloat16
+            distance = codes.square().sum(1) - 2 * flat @ codes.T  # without |z|^2, which does not change the order
         return distance.argmin(1).view(len(z), *z.shape[2:])
 
     def lookup(self, index: Int[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:
@@ -46,10 +46,10 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def restart(self, which: Bool[Tensor, "codes"], latents: Float[Tensor, "codes c"]) -> None:
-        """The codes that are named become the latents in their places; every process gives the same."""
+        """Replace the codes selected by `which` with latents; all processes pass the same."""
         weight = self.embedding.weight
-        named, codes = shard_like(which[:, None], weight), shard_like(latents.to(weight.dtype), weight)
-        weight.copy_(torch.where(named, codes, weight))
+        selected, codes = shard_like(which[:, None], weight), shard_like(latents.to(weight.dtype), weight)
+        weight.copy_(torch.where(selected, codes, weight))
 
     def forward(self, z: Float[Tensor, "b c h w"]) -> Quantised:
         index = self.nearest(z)
@@ -59,15 +59,15 @@ class Codebook(nn.Module):
 
 
 def perplexity(index: Int[Tensor, "..."], codes: int) -> Float[Tensor, ""]:
-    """exp of the entropy of code usage: from 1, one code for all, to `codes`, all alike."""
+    """exp of the entropy of code usage: from 1, if one code is used, to `codes`, if all are used equally."""
     return perplexity_of(torch.bincount(index.flatten(), minlength=codes))
 
 
 def perplexity_of(counts: Int[Tensor, "codes"]) -> Float[Tensor, ""]:
-    """The same, from how often each code was used. 0 where none was."""
+    """The perplexity from the count of each code; 0 where all counts are 0."""
     p = counts.double() / counts.sum().clamp(min=1)
     return torch.special.entr(p).sum().exp().float() * (counts.sum() > 0)
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager:
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)  # none on meta
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)  # meta has no autocast

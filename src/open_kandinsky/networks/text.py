@@ -1,4 +1,4 @@
-"""The decoder's multilingual text encoder, by transformers: the one place where it is run."""
+"""The decoder's multilingual text encoder, M-CLIP, by transformers."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -29,14 +29,14 @@ class MultilingualClip(nn.Module):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Read when it is first asked for, without code that may lie beside it."""
+        """Loaded on first use, without running code from its folder."""
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True, trust_remote_code=False)
 
     def encode_text(self, captions: Sequence[str]) -> Text:
         """A caption that is too long loses its tail, keeps its end mark, and is counted."""
-        # A token has one letter at least, but for the two ends and a mark of the beginning.
+        # A token has at least one letter, but for start, end, and a mark before the first word.
         perhaps = [caption for caption in captions if len(caption) + 3 > self.length]
         self.long.add([caption for caption in perhaps if len(self.tokenizer(caption).input_ids) > self.length])
         padded = self.tokenizer(
@@ -46,7 +46,7 @@ class MultilingualClip(nn.Module):
         return self.encode_tokens(padded.input_ids.to(device), padded.attention_mask.bool().to(device))
 
     def encode_tokens(self, token: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Text:
-        """`mask` is True on what is no padding."""
+        """`mask` is False on padding."""
         tokens = self.transformer(input_ids=token, attention_mask=mask.long()).last_hidden_state
         words = rearrange(mask, "b n -> b n 1").to(tokens.dtype)
         mean = (tokens * words).sum(1) / words.sum(1)

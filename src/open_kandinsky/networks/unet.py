@@ -10,12 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from open_kandinsky.networks.attention import KV, ContextAttention
-from open_kandinsky.networks.blocks import GROUPS, FilmBlock, Upsample, swish, zeroed
-from open_kandinsky.networks.embedding import Standardise, TimeEmbedding
+from open_kandinsky.networks.blocks import GROUPS, FilmBlock, Standardise, TimeEmbedding, Upsample, swish, zeroed
 
 
 class Context(NamedTuple):
-    """All that depends on the condition alone: keys and values of each attention, and what joins the time embedding."""
+    """All that depends on the condition alone: keys and values of each attention, a summand of the time embedding."""
 
     kv: tuple[KV, ...]
     emb: Float[Tensor, "b e"]
@@ -48,7 +47,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         *,
-        condition: Any,  # a module: what it `reads` of a batch to Conditioned(tokens, emb)
+        condition: Any,  # a module, from the fields of a batch that it `reads` to Conditioned(tokens, emb)
         in_channels: int,  # 4, or 9 for inpainting: latent, known latent, mask
         out_channels: int,
         latent_channels: int,
@@ -64,7 +63,7 @@ class UNet(nn.Module):
         self.standardise = Standardise(latent_channels)
         self.factor = 2 ** (len(multipliers) - 1)  # sides of a latent are its multiples
         self.condition = condition
-        self.reads: tuple[str, ...] = condition.reads  # what `context` is given
+        self.reads: tuple[str, ...] = condition.reads  # the arguments of `context`
         self.time = TimeEmbedding(width=channels, emb=emb)
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
         widths = [channels * m for m in multipliers]
@@ -104,7 +103,7 @@ class UNet(nn.Module):
         self.conv_out = zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
 
     def units(self) -> list[nn.Module]:
-        """In the order in which `forward` meets them."""
+        """The blocks in the order of `forward`."""
         return [*self.down, *self.middle, *self.up]
 
     def attentions(self) -> Iterator[ContextAttention]:
@@ -112,8 +111,8 @@ class UNet(nn.Module):
             if isinstance(block.attention, ContextAttention):
                 yield block.attention
 
-    def apart(self) -> list[nn.Module]:
-        """What of the attentions reads the context."""
+    def extra_modules(self) -> list[nn.Module]:
+        """The layers that read the context: `context` runs them, `forward` does not."""
         return [attention.context_kv for attention in self.attentions()]
 
     def context(

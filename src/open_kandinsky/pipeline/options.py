@@ -69,7 +69,7 @@ OF_DIFFUSERS = {
     "width": "size=(width, height)",
     "generator": "seeds=[...], one for each picture: the same noise in any batch and on any device",
     "latents": "pipe.embedding_to_latent(..., x_T=...)",
-    "callback_on_step_end": "callback=, which is told a Step",
+    "callback_on_step_end": "callback=, which is called with a Step",
     "mask_image": "mask=",
 }
 

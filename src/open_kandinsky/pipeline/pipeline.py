@@ -30,7 +30,7 @@ from open_kandinsky.pipeline.sampling import (
     FromImage,
     InpaintCondition,
     Noise,
-    Progress,
+    SamplingProgress,
     Start,
     Watch,
     check_strength,
@@ -367,7 +367,7 @@ class Pipeline:
 
     def _prior_embedding(self, prompts: Sequence[str], options: Options) -> Float[Tensor, "b d"]:
         chosen = {name: options[key] for key, name in OF_PRIOR.items() if options.get(key) is not None}
-        with Progress("prior", options.get("callback"), self.progress) as watch:
+        with SamplingProgress("prior", options.get("callback"), self.progress) as watch:
             return self.text_to_embedding(prompts, seeds=options.get("seeds"), watch=watch, **chosen)
 
     def _draw(
@@ -381,7 +381,7 @@ class Pipeline:
         negative = options.get("negative_decoder_prompt", "")
         negative_emb = self._prior_embedding([negative] * len(prompts), options) if negative else None
         chosen = {name: options[name] for name in ("size", "steps", "scale", "sampler", "seeds") if name in options}
-        with Progress("decoder", options.get("callback"), self.progress) as watch:
+        with SamplingProgress("decoder", options.get("callback"), self.progress) as watch:
             more: dict[str, Any] = {**chosen, **(edit or {})}
             z = self.embedding_to_latent(image_emb, prompts, negative_emb=negative_emb, watch=watch, **more)
         if output == "latent":

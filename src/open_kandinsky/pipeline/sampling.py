@@ -1,7 +1,7 @@
 """Draws one batch from a trained diffusion model, a prior or a decoder.
 
 `Diffusion` is the model. A draw starts from noise or from an image (`Start`), may keep a part of an image
-(`InpaintCondition`), and shows a progress bar and calls the caller's callback on its way (`Progress`).
+(`InpaintCondition`), and shows a progress bar and calls the caller's callback on its way (`SamplingProgress`).
 """
 
 import math
@@ -40,7 +40,7 @@ class Step(NamedTuple):
     x_0: Tensor
 
 
-class Progress:
+class SamplingProgress:
     """A progress bar while a part samples, and the caller's callback."""
 
     def __init__(self, part: str, callback: Callable[[Step], object] | None, progress: bool | None) -> None:

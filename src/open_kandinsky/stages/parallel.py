@@ -39,7 +39,7 @@ class Shardable(Protocol):
 
     def units(self) -> Sequence[nn.Module]: ...
 
-    def apart(self) -> Sequence[nn.Module]:
+    def extra_modules(self) -> Sequence[nn.Module]:
         """Modules inside of units that run, together, when their units do not."""
         ...
 
@@ -106,8 +106,8 @@ def shard(network: nn.Module, mesh: DeviceMesh, precision: str) -> None:
         raise UserError(f"trainer.precision={precision} with strategy=fsdp: choose one of {', '.join(IN_BLOCKS)}")
     split = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
     if isinstance(network, Shardable):
-        if apart := list(network.apart()):
-            split(apart, mp_policy=IN_BLOCKS[precision])
+        if extra := list(network.extra_modules()):
+            split(extra, mp_policy=IN_BLOCKS[precision])
         for unit in network.units():
             split(unit, mp_policy=IN_BLOCKS[precision])
     split(network, mp_policy=OUTSIDE)

@@ -76,7 +76,7 @@ def renamed(names: Mapping[str, str]) -> list[Rule]:
 
 
 def under(ours: str, theirs: str, rules: Iterable[Rule]) -> list[Rule]:
-    """The same rules inside a pair of modules."""
+    """The rules of a module for one inside of `ours`, and of `theirs`."""
     return [Rule(f"{ours}.{r.ours}", tuple(f"{theirs}.{t}" for t in r.theirs), r.change) for r in rules]
 
 
