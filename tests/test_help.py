@@ -44,7 +44,7 @@ def test_a_key_has_its_default_and_its_comment():
     )
     told = verb_help("train")
     assert "movq_official, prior" in told, "a group's options"
-    assert "cached, shards\n" in told, "those of data/filters are another group's"
+    assert "cached, folder, shards, webdataset\n" in told, "those of data/filters are another group's"
 
 
 def test_it_imports_neither_torch_nor_hydra():

@@ -7,11 +7,15 @@ import yaml
 
 from open_kandinsky.config import CONF, compose
 from open_kandinsky.training.renamed import current
-from open_kandinsky.training.run_dir import changes, decides
+from open_kandinsky.training.run_dir import NUMERICAL, changes
 
 OLD = "open_kandinsky."
 PATHS = ["data.urls=shards", "run_dir=run"]
 MOVQ = ["experiment=movq_67m", *PATHS]
+
+
+def decides(key):
+    return f"{key}.".startswith(tuple(f"{numerical}." for numerical in NUMERICAL))
 
 
 def now(*typed):

@@ -50,9 +50,9 @@ def test_codes_are_restarted_at_the_end_of_a_window_where_the_stage_is_to(restar
     with torch.no_grad():
         found = made.reconstruct(images(4)["pixels"], 0)
     codes, state = made.network.codebook.embedding.weight.detach().clone(), torch.get_rng_state()
-    made.watch_codes(found, 0)
+    made.update_usage(found, 0)
     assert made.network.codebook.embedding.weight.equal(codes), "within the window"
-    made.watch_codes(found, 1)
+    made.update_usage(found, 1)
     assert made.network.codebook.embedding.weight.equal(codes) is not restart
     assert torch.get_rng_state().equal(state) is not restart, "what is not restarted draws nothing"
 

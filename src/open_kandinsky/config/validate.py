@@ -279,14 +279,16 @@ def refuse_missing(tree: Any, config_name: str, conf: Path) -> None:
 
 def description(key: str, tree: Any, config_name: str, conf: Path) -> str:
     """What `key` takes: the comment beside its ??? in the config files, or else the type in the signature."""
-    own = [*(conf / key.partition(".")[0]).rglob("*.yaml"), conf / f"{config_name}.yaml"]  # they say it before others
-    every = [key for file in [*sorted(conf.rglob("*.yaml")), *own] for key in config_help.keys(file)]
-    said = {one.name: one.comment for one in every if one.value == MISSING and one.comment}
-    ends = [".".join(key.split(".")[start:]) for start in range(key.count(".") + 1)]  # the longest first
-    if found := next((said[end] for end in ends if end in said), None):
-        return found
     owner, _, argument = key.rpartition(".")
     target = target_at(tree, owner)
+    own = [*sorted((conf / key.partition(".")[0]).rglob("*.yaml")), conf / f"{config_name}.yaml"]
+    chosen = [file for file in own if target and f"{target}\n" in file.read_text(encoding="utf-8")]
+    ends = [".".join(key.split(".")[start:]) for start in range(key.count(".") + 1)]  # the longest first
+    for files in (chosen, [*sorted(conf.rglob("*.yaml")), *own]):  # the last that says it is heard
+        every = [one for file in files for one in config_help.keys(file)]
+        said = {one.name: one.comment for one in every if one.value == MISSING and one.comment}
+        if found := next((said[end] for end in ends if end in said), None):
+            return found
     parameter = (parameters(target) or {}).get(argument) if target else None
     return "" if parameter is None or parameter.annotation is parameter.empty else type_name(parameter.annotation)
 
