@@ -75,7 +75,7 @@ def walked(way: Callable[[], object]) -> int:
 def ways(root: Path) -> Iterator[tuple[str, int]]:
     """From a tar to a training step, from a prompt to a picture, from a drawing to a Frechet distance."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from makers.system import PARTS, config, untrained
+    from fixtures.system import PARTS, config, untrained
 
     from open_kandinsky.config import compose
     from open_kandinsky.data.shapes.world import toy_world

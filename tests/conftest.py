@@ -40,7 +40,7 @@ def shapes(tmp_path_factory):
 @pytest.fixture(scope="session")
 def system(tmp_path_factory):
     """A folder of clip, movq, prior and decoder, tiny and untrained."""
-    from makers.system import PARTS, untrained
+    from fixtures.system import PARTS, untrained
 
     root = tmp_path_factory.mktemp("system")
     for part in PARTS:

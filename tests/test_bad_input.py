@@ -15,10 +15,10 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from fixtures.programs import environment
+from fixtures.shards import sample, write_tar
+from fixtures.system import config, overrides
 from hydra.errors import InstantiationException
-from makers.programs import environment
-from makers.shards import sample, write_tar
-from makers.system import config, overrides
 from safetensors.torch import load_file
 
 from open_kandinsky.config import compose

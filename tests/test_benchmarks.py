@@ -10,8 +10,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from makers.benchmarks import BENCHMARKS, module
-from makers.system import PARTS, config, stage
+from fixtures.benchmarks import BENCHMARKS, module
+from fixtures.system import PARTS, config, stage
 from omegaconf import OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 from diffusers import KandinskyPriorPipeline, PriorTransformer, UNet2DConditionModel, VQModel
-from makers.system import PARTS, config, untrained
+from fixtures.system import PARTS, config, untrained
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 

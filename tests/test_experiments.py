@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from makers.pictures import photo, right_third
+from fixtures.pictures import photo, right_third
 
 from open_kandinsky.config import CONF, compose
 from open_kandinsky.data.shapes.world import toy_world

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from makers.programs import environment
+from fixtures.programs import environment
 from PIL import Image
 
 from open_kandinsky.config import compose

@@ -10,8 +10,8 @@ from functools import partial
 
 import pytest
 import torch
-from makers.programs import environment
-from makers.system import config, overrides
+from fixtures.programs import environment
+from fixtures.system import config, overrides
 
 from open_kandinsky.core.failures import message
 from open_kandinsky.train import train, train_and_report

@@ -8,8 +8,8 @@ import time
 import urllib.request
 
 import pytest
-from makers.compared import gallery
-from makers.ports import free_port
+from fixtures.compared import gallery
+from fixtures.ports import free_port
 
 from open_kandinsky.config import compose
 from open_kandinsky.judge import judge

@@ -10,9 +10,9 @@ from functools import partial
 
 import pytest
 import torch
-from makers.killed import begun, ended, full_from_the_third, killed_in_a_checkpoint, lines, one_of_two, seen
-from makers.ports import free_port
-from makers.system import config
+from fixtures.killed import begun, ended, full_from_the_third, killed_in_a_checkpoint, lines, one_of_two, seen
+from fixtures.ports import free_port
+from fixtures.system import config
 from safetensors.torch import load_file
 
 STEPS = 30

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from makers.system import PARTS, untrained
+from fixtures.system import PARTS, untrained
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from makers.system import PARTS
+from fixtures.system import PARTS
 from safetensors.torch import load_file
 
 from open_kandinsky.loading import is_finite, trained

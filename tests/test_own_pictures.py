@@ -4,9 +4,9 @@ import re
 from importlib import import_module
 
 import pytest
-from makers.pictures import photo
-from makers.shards import write_tar
-from makers.system import config
+from fixtures.pictures import photo
+from fixtures.shards import write_tar
+from fixtures.system import config
 from PIL import Image
 from test_readme import COMMANDS, words
 

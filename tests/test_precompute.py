@@ -10,9 +10,9 @@ import time
 import fsspec
 import pytest
 import torch
-from makers.precomputing import begun, config, files, words
-from makers.shards import sample, write_tar
-from makers.system import untrained
+from fixtures.precomputing import begun, config, files, words
+from fixtures.shards import sample, write_tar
+from fixtures.system import untrained
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -431,7 +431,7 @@ def test_a_check_names_missing_orphaned_and_stale_shards(made, own, system):
 @pytest.fixture(scope="module")
 def kandinsky21(tmp_path_factory):
     """A folder as diffusers leave it, encoders of random weights."""
-    from makers.theirs import write_kandinsky21
+    from fixtures.theirs import write_kandinsky21
 
     return write_kandinsky21(tmp_path_factory.mktemp("theirs"))
 

@@ -10,8 +10,8 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from makers import published as maker
-from makers.evaluators import inception_state
+from fixtures import published as maker
+from fixtures.evaluators import inception_state
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file

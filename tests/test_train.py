@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
+from fixtures.system import config
 from lightning import Callback
-from makers.system import config
 from safetensors.torch import load_file
 
 from open_kandinsky import train as verb

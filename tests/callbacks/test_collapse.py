@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from fixtures.fitting import Repeated, images, trainer
 from lightning import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from makers.fitting import Repeated, images, trainer
 
 from open_kandinsky.callbacks.collapse import Below, Collapse, Worse, link
 

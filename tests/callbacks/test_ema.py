@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from fixtures.fitting import Repeated, trainer
 from lightning import Callback, LightningModule
-from makers.fitting import Repeated, trainer
 
 from open_kandinsky.callbacks.ema import EMA
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from fixtures.fitting import Losses, Repeated, images, trainer
+from fixtures.knowing import gradient_norms
+from fixtures.ranks import ranks
+from fixtures.system import stage
 from lightning import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from makers.fitting import Losses, Repeated, images, trainer
-from makers.knowing import gradient_norms
-from makers.ranks import ranks
-from makers.system import stage
 
 from open_kandinsky.callbacks.health import AtOnce, CheckedNumber, Health, Later
 

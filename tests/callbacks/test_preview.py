@@ -4,8 +4,8 @@ import csv
 
 import pytest
 import torch
+from fixtures.system import config
 from lightning import Callback
-from makers.system import config
 from PIL import Image
 
 from open_kandinsky import train as verb

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from makers.noise import normal, silence
+from fixtures.noise import normal, silence
 
 from open_kandinsky.diffusion import samplers, schedule
 from open_kandinsky.diffusion.parameterisation import Denoised

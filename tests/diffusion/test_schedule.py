@@ -8,7 +8,7 @@ import torch
 
 from open_kandinsky.diffusion import schedule
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden_schedules.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "fixtures" / "data" / "golden_schedules.json").read_text())
 LINEAR = {"T": 1000, "beta_min": 0.00085, "beta_max": 0.012}
 COSINE = {"T": 1000, "s": 0.008, "beta_max": 0.999}
 TABLES = {

@@ -9,7 +9,7 @@ import torch
 from open_kandinsky.diffusion import schedule
 from open_kandinsky.diffusion.samplers import descending, last_steps, leading, spaced, uniform
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden_schedules.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "fixtures" / "data" / "golden_schedules.json").read_text())
 ALPHA_BAR = schedule.linear(T=1000, beta_min=0.00085, beta_max=0.012)
 GRIDS = [spaced, uniform, leading, descending]
 

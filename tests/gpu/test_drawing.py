@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from makers import precomputing
-from makers.evaluators import inception_state, photos
-from makers.programs import environment
+from fixtures import precomputing
+from fixtures.evaluators import inception_state, photos
+from fixtures.programs import environment
 
 from open_kandinsky.data.cached_data import CachedData
 from open_kandinsky.loading import load

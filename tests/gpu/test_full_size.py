@@ -5,8 +5,8 @@ where it can in time, and the GPU itself, in another layout, where it cannot.
 """
 
 import pytest
-from makers.ranks import ranks
-from makers.unet_block import gradients
+from fixtures.ranks import ranks
+from fixtures.unet_block import gradients
 
 pytestmark = pytest.mark.gpu
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from makers.benchmarks import module
-from makers.fitting import Losses, Repeated, latents, trainer
-from makers.ranks import ranks
-from makers.system import config, nothing_at_zero, stage
-from makers.together import run
+from fixtures.benchmarks import module
+from fixtures.fitting import Losses, Repeated, latents, trainer
+from fixtures.ranks import ranks
+from fixtures.system import config, nothing_at_zero, stage
+from fixtures.together import run
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from open_kandinsky.callbacks.health import Health

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from makers.system import nothing_at_zero
+from fixtures.system import nothing_at_zero
 
 from open_kandinsky.networks.blocks import ConvBlock, FilmBlock, SpatialNorm, Upsample, add_skip, doubled
 

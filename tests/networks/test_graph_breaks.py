@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
-PROGRAM = Path(__file__).parents[1] / "makers" / "graphs.py"
+PROGRAM = Path(__file__).parents[1] / "fixtures" / "graphs.py"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.pipelines.kandinsky.text_encoder import MultilingualCLIP
-from makers import theirs
+from fixtures import theirs
 from transformers import AutoTokenizer
 
 from open_kandinsky.config import compose

@@ -14,7 +14,7 @@ from diffusers import (
     PNDMScheduler,
     UnCLIPScheduler,
 )
-from makers.theirs import in_float64
+from fixtures.theirs import in_float64
 
 from open_kandinsky.diffusion import samplers, schedule
 from open_kandinsky.diffusion.denoise import clamp, denoiser, dynamic_threshold

@@ -8,7 +8,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 import torch
-from makers.pictures import photo, refused, right_third
+from fixtures.pictures import photo, refused, right_third
 from PIL import Image
 
 import open_kandinsky as ok

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from makers.system import nothing_at_zero, stage
+from fixtures.system import nothing_at_zero, stage
 from torch import nn
 
 from open_kandinsky.loading import load, trained

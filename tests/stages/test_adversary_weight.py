@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from makers.fitting import images
-from makers.system import stage
+from fixtures.fitting import images
+from fixtures.system import stage
 
 from open_kandinsky.stages.gan import EPSILON, AdaptiveWeight, ConstantWeight, adversary_share, last_gradient
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from makers.fitting import Repeated, images, trainer
-from makers.system import stage
+from fixtures.fitting import Repeated, images, trainer
+from fixtures.system import stage
 
 from open_kandinsky.networks.quantizer import Codebook, perplexity
 from open_kandinsky.stages.movq import Usage, latents_for_codes, restart_unused

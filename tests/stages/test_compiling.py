@@ -6,8 +6,8 @@ take for their speed (aot_eager), say nothing of the kernels: torch 2.11 to 2.15
 
 import pytest
 import torch
-from makers.ranks import ranks
-from makers.together import gradients
+from fixtures.ranks import ranks
+from fixtures.together import gradients
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """Condition dropout: exact at 0 and 1, the chances that were asked for, text apart from image."""
 
 import torch
-from makers.fitting import Repeated, fit, images, latents
-from makers.system import stage
+from fixtures.fitting import Repeated, fit, images, latents
+from fixtures.system import stage
 
 from open_kandinsky.core.draws import ALONE
 from open_kandinsky.data.cache.folder import read_null

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from makers.system import stage
+from fixtures.system import stage
 
 from open_kandinsky.stages.parallel import Compiled
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers.fitting import fit, images, latents
-from makers.system import stage
+from fixtures.fitting import fit, images, latents
+from fixtures.system import stage
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[1] / "goldens"
 NINE = ["stage=decoder_inpainting", "stage.network.in_channels=9"]
 PRIORS = ["prior", "prior_linear", "prior_residual"]
 CASES = {

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from makers.fitting import Repeated, images, latents, trainer
-from makers.system import stage
+from fixtures.fitting import Repeated, images, latents, trainer
+from fixtures.system import stage
 
 CASES = {"prior": latents(), "decoder": latents(4)}
 

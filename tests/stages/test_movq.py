@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from fixtures.fitting import Losses, Repeated, fit, images, trainer
+from fixtures.system import stage
 from lightning import Callback
-from makers.fitting import Losses, Repeated, fit, images, trainer
-from makers.system import stage
 
 from open_kandinsky.stages.movq import PixelLoss
 from open_kandinsky.stages.optim import freeze_all_but

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from makers.movq import said, sharded, trained
-from makers.ranks import ranks
+from fixtures.movq import said, sharded, trained
+from fixtures.ranks import ranks
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from makers.system import config
+from fixtures.system import config
 
 from open_kandinsky.train import train
 from open_kandinsky.weights import store

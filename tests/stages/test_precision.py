@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from makers.system import config
+from fixtures.system import config
 
 from open_kandinsky.callbacks.health import unless_scaled
 from open_kandinsky.core.failures import message

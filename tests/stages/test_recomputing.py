@@ -4,8 +4,8 @@ import logging
 
 import pytest
 import torch
-from makers.fitting import fit, latents
-from makers.system import stage
+from fixtures.fitting import fit, latents
+from fixtures.system import stage
 
 from open_kandinsky.stages.parallel import Cost, MemoryBudget, affordable, measure_cost, saved_for_backward
 

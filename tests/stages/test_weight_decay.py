@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from makers.system import config, stage
+from fixtures.system import config, stage
 
 from open_kandinsky.core.failures import message
 from open_kandinsky.stages.optim import build_optimizer

@@ -9,9 +9,9 @@ import time
 import pytest
 import torch
 import yaml
+from fixtures.system import PARTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from makers.system import PARTS
 
 from open_kandinsky import loading
 from open_kandinsky.core.failures import message

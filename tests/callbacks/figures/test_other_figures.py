@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from fixtures.fitting import Repeated, images, latents, trainer
+from fixtures.system import stage
 from lightning.pytorch.utilities.seed import isolate_rng
-from makers.fitting import Repeated, images, latents, trainer
-from makers.system import stage
 from PIL import Image
 from torch.utils.data import DataLoader
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from makers.fitting import Repeated, latents, trainer
-from makers.knowing import ROWS, Knowing, all_figures, batch, image_embeddings, of_two
-from makers.ranks import ranks
-from makers.system import stage
+from fixtures.fitting import Repeated, latents, trainer
+from fixtures.knowing import ROWS, Knowing, all_figures, batch, image_embeddings, of_two
+from fixtures.ranks import ranks
+from fixtures.system import stage
 from torch.utils.data import DataLoader
 
 from open_kandinsky.callbacks.validation import PriorFigures

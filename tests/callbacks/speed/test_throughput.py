@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from fixtures.fitting import Losses, Repeated, images, trainer
+from fixtures.system import stage
 from lightning import Callback, LightningModule
 from lightning.pytorch.profilers import PassThroughProfiler
-from makers.fitting import Losses, Repeated, images, trainer
-from makers.system import stage
 
 from open_kandinsky.callbacks.phases import Phases
 from open_kandinsky.callbacks.throughput import DataCounts, StepFlops, Throughput, peak, utilisation

@@ -6,9 +6,9 @@ import os
 import threading
 
 import pytest
+from fixtures.fitting import trainer
+from fixtures.stalls import Data, Steps, limits, stalled
 from lightning.pytorch.profilers import PassThroughProfiler
-from makers.fitting import trainer
-from makers.stalls import Data, Steps, limits, stalled
 
 from open_kandinsky.callbacks import watchdog as loop
 from open_kandinsky.callbacks.phases import SAVING, WAITING, Phase, Phases

@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
-from makers.emoji import EMOJI, write_source
+from fixtures.emoji import EMOJI, write_source
 
 from open_kandinsky.config import compose
 from open_kandinsky.data.emoji import captions, pictures

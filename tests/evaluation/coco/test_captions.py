@@ -6,8 +6,8 @@ import shutil
 from collections import Counter
 
 import pytest
-from makers import coco as maker
-from makers.pictures import refused
+from fixtures import coco as maker
+from fixtures.pictures import refused
 
 from open_kandinsky.data.coco import Coco
 from open_kandinsky.evaluation.captions import AnyCaption, Caption, Lines, Listed, OnePerImage, draw, sha256

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures import coco as maker
+from fixtures.evaluators import inception_state
 from hydra.errors import InstantiationException
-from makers import coco as maker
-from makers.evaluators import inception_state
 from PIL import Image
 
 from open_kandinsky.config import compose

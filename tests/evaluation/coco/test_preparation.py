@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from makers.pictures import array, photo, refused
+from fixtures.pictures import array, photo, refused
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as theirs

@@ -5,8 +5,8 @@ import random
 import time
 
 import pytest
-from makers import coco as maker
-from makers.processes import begun, run
+from fixtures import coco as maker
+from fixtures.processes import begun, run
 
 LONG = 120  # seconds: then something waits for nothing
 

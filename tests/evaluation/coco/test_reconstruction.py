@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from makers import coco as maker
-from makers.evaluators import inception_state
+from fixtures import coco as maker
+from fixtures.evaluators import inception_state
 from torchvision.models import vgg
 
 from open_kandinsky.config import compose

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from makers.compared import PROMPTS, gallery
+from fixtures.compared import PROMPTS, gallery
 
 from open_kandinsky.evaluation.human.votes import GalleryPicture, PicturePair, presentation, read_pairs
 

@@ -10,7 +10,7 @@ from functools import partial
 from urllib.parse import urlencode
 
 import pytest
-from makers.compared import PROMPTS, gallery
+from fixtures.compared import PROMPTS, gallery
 from PIL import Image
 
 from open_kandinsky.evaluation.human.comparison import Comparison

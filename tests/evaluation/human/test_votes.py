@@ -3,7 +3,7 @@
 import sqlite3
 
 import pytest
-from makers.compared import PROMPTS, gallery
+from fixtures.compared import PROMPTS, gallery
 
 from open_kandinsky.evaluation.human.votes import Votes, presentation, read_pairs
 

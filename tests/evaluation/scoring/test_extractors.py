@@ -5,7 +5,7 @@ import json
 import open_clip
 import pytest
 import torch
-from makers.evaluators import photos
+from fixtures.evaluators import photos
 from open_clip.transform import image_transform
 from PIL import Image
 from safetensors.torch import save_file

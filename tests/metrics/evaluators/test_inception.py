@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from makers.evaluators import inception_state, photos, torch_fidelity_inception
+from fixtures.evaluators import inception_state, photos, torch_fidelity_inception
 from torch_fidelity import feature_extractor_inceptionv3
 
 from open_kandinsky.metrics import evaluators

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchmetrics
-from makers.evaluators import photos
+from fixtures.evaluators import photos
 from torch_fidelity import sample_similarity_lpips
 from torchvision.models import vgg16
 

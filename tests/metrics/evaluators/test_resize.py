@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from makers.evaluators import photos
+from fixtures.evaluators import photos
 from PIL import Image
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
