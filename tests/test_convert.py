@@ -161,6 +161,7 @@ def test_in_half_precision_statistics_stay_float32(system, tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_standardised_latents_go_into_movq(system, tmp_path):
     """The quickstart's decoder models (z - mean) / std: diffusers' MoVQ decodes and encodes just that."""
     copy = shutil.copytree(system, tmp_path / "copy")

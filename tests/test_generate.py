@@ -73,6 +73,7 @@ def pixels(path):
     return np.asarray(Image.open(path)).astype(float)
 
 
+@pytest.mark.slow
 def test_weights_of_less_precision_draw_nearly_the_same_and_the_request_says_so(asked):
     exact, less = generate(asked()), generate(asked("dtype=bfloat16", out="less"))
     apart = np.abs(pixels(exact / "00000.png") - pixels(less / "00000.png"))
@@ -115,6 +116,7 @@ def test_a_prompt_in_any_script_comes_back(asked):
     assert manifest(out)[0]["prompt"] == "Kreis, grün — 圆 🔴"
 
 
+@pytest.mark.slow
 def test_a_picture_is_its_seeds_in_any_batch(asked):
     ddim = "sampler=ddim"  # from t = 501; at t = 999 an untrained network's x_0 is its eps, 25 times, rounding and all
     together = generate(asked("count=3", ddim, out="a"))
@@ -168,6 +170,7 @@ def test_a_request_goes_on_with_the_same_batches_and_threads(asked, monkeypatch)
         generate(asked("count=3", "batch_size=5"))
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_version_before_goes_on(asked):
     """Its request had neither batch_size nor threads."""
     cfg = asked("count=2")

@@ -184,6 +184,7 @@ def test_a_checkpoint_that_is_none_is_refused_and_the_curve_stays(run):
     assert message(refusal.value) and curve(folder) == before
 
 
+@pytest.mark.slow
 def test_a_hole_in_the_last_checkpoint_costs_the_steps_since_the_one_before(run):
     """`resume=auto` takes the one before, which any other resume names."""
     each = ["callbacks.checkpoint.every_n_train_steps=2", *steady("prior", 4)]

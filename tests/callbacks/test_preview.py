@@ -76,6 +76,7 @@ def test_without_an_autoencoder_latents_are_shown(run):
     assert Image.open(folder / "00000004.png").size == (3 * 10 + 2, 2 * 10 + 2)
 
 
+@pytest.mark.slow
 def test_the_averaged_weights_draw(run, monkeypatch):
     """What the network is at the preview is what the run exports, not what training goes on with."""
     drawn, trained = {}, {}

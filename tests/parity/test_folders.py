@@ -182,6 +182,7 @@ def test_original_files(tmp_path):
     assert float(pipe.decoder.alpha_bar[-1]) == pytest.approx(0.00157896, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_training_checkpoint_of_movqgan(tmp_path, capsys):
     networks = theirs.write_originals(tmp_path)
     last = torch.load(tmp_path / "movq_final.ckpt", weights_only=True)

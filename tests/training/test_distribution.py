@@ -34,6 +34,7 @@ def assert_same(found, expected, steps=STEPS):
             torch.testing.assert_close(found[kind][name], value, rtol=0, atol=1e-5, msg=f"{kind} {name}")
 
 
+@pytest.mark.slow
 def test_two_processes_are_one():
     expected = alone("prior")
     for found in ranks(2, run, "prior", "ddp", 2):

@@ -137,6 +137,7 @@ class TestWithoutALogin:
         assert out == "" and LOGIN in told and told.count("\n") == 1, told
         assert list((tmp_path / "run").iterdir()) == []
 
+    @pytest.mark.slow
     def test_several_runs_in_one_process(self, tmp_path, monkeypatch):
         """Offline ones need no login, though one was asked for; and wandb says "no" while a run is open."""
         import wandb

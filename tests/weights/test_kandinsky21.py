@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.mapped import movq, prior, shapes, text_image, unet
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from test_keymap import movq, prior, shapes, text_image, unet
 
 from open_kandinsky.weights import diffusers, kandinsky21
 from open_kandinsky.weights.kandinsky21 import folder

@@ -5,13 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.mapped import image, movq, prior, shapes, text_image, unet
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from open_kandinsky.networks.condition import ImageCondition, TextImageCondition
-from open_kandinsky.networks.movq import MoVQ
-from open_kandinsky.networks.prior import DiffusionPrior
-from open_kandinsky.networks.unet import UNet
 from open_kandinsky.weights import diffusers
 from open_kandinsky.weights.keymap import SAME, Constant, KeyMap, Rule, chain, leading, pointwise, renamed, stacked
 
@@ -38,10 +35,6 @@ def full_size(*choices):
         return instantiate(cfg.stage.network, _convert_="all").state_dict()
 
 
-def shapes(state):
-    return {key: list(tensor.shape) for key, tensor in state.items()}
-
-
 @pytest.mark.parametrize("manifest", OFFICIAL)
 def test_full_size_is_complete_in_both_directions(manifest):
     """Every official key and shape comes from ours and goes into ours, with nothing left over."""
@@ -51,41 +44,6 @@ def test_full_size_is_complete_in_both_directions(manifest):
     assert shapes(diffusers.to_diffusers(rules, ours)) == expected
     theirs = {key: torch.empty(shape, device="meta") for key, shape in expected.items()}
     assert shapes(diffusers.from_diffusers(rules, ours, theirs)) == shapes(ours)
-
-
-def prior():
-    sizes = {"image_dim": 6, "text_dim": 5, "text_width": 7, "text_length": 3, "width": 16, "layers": 3, "heads": 2}
-    return DiffusionPrior(**sizes), diffusers.prior(layers=3)
-
-
-def unet(condition, levels=3, blocks=1):
-    sizes = {"in_channels": 4, "out_channels": 8, "latent_channels": 4, "channels": 32, "head_channels": 16}
-    network = UNet(
-        condition=condition,
-        multipliers=range(1, levels + 1),
-        blocks=blocks,
-        attention_levels=[1],
-        context=12,
-        emb=20,
-        **sizes,
-    )
-    return network, diffusers.unet(levels=levels, blocks=blocks)
-
-
-def text_image():
-    sizes = {"image_dim": 6, "text_width": 5, "text_dim": 7, "image_tokens": 2, "context": 12, "emb": 20}
-    return TextImageCondition(**sizes)
-
-
-def image():
-    return ImageCondition(image_dim=6, image_tokens=2, context=12, emb=20)
-
-
-def movq(levels=3, blocks=1, attention_levels=(0, 2)):
-    sizes = {"channels": 32, "latent_channels": 4, "codes": 8, "beta": 0.25, "quantise_latents": False}
-    structure = {"blocks": blocks, "attention_levels": attention_levels}
-    network = MoVQ(multipliers=range(1, levels + 1), **structure, **sizes)
-    return network, diffusers.movq(levels=levels, **structure)
 
 
 TINY = {

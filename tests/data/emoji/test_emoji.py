@@ -169,6 +169,7 @@ def test_names_and_folders_that_are_not_there_are_named(source, written, tmp_pat
         captions.read_names(tmp_path / "names")
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_set_and_says_so(source, tmp_path):
     typed = [
         sys.executable,

@@ -120,6 +120,7 @@ def test_pictures_do_not_depend_on_which_process_has_how_many_threads(asked, tmp
     assert shared["metrics"] == alone["metrics"]
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_said(done):
     out, found, told = done
     assert found["n"] == N and found["n_real"] == 16 and found["seeds"] == [0, N - 1]
@@ -133,6 +134,7 @@ def test_what_was_measured_is_said(done):
     assert "coco30k_clean" in page and not re.search(r'(src|href)="(?!data:)', page)
 
 
+@pytest.mark.slow
 def test_again_it_does_no_work(done, asked):
     out, found, _ = done
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
@@ -187,6 +189,7 @@ def test_features_of_other_weights_are_other_features(done, asked, tmp_path):
     assert back["metrics"] == found["metrics"]
 
 
+@pytest.mark.slow
 def test_a_picture_that_was_replaced_is_noticed(done, asked, tmp_path, coco):
     shutil.copytree(done[0] / "pictures", tmp_path / "out" / "pictures")
     metrics = "metrics=[frechet_distance_own_clip]"
@@ -224,6 +227,7 @@ def test_mistakes_are_told_before_anything_is_drawn(asked, system, tmp_path, mor
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_another_request_on_the_same_folder_is_refused(done, asked, tmp_path):
     refused("holds pictures of another request: seed was 0, now 5. Choose another out", asked, done[0], "seed=5")
     refused("block was 5, now 4", asked, done[0], "block=4")
@@ -262,6 +266,7 @@ def test_flat_pictures_are_refused(asked, tmp_path, monkeypatch):
     assert any("single colour" in caveat for caveat in found["warnings"])
 
 
+@pytest.mark.slow
 def test_a_lost_block_is_drawn_again_and_a_changed_one_told(done, asked, tmp_path):
     out, found, _ = done
     shutil.copytree(out / "pictures", tmp_path / "pictures")

@@ -52,6 +52,7 @@ def test_killed_five_times_and_gone_on_with(asked, alone, tmp_path):
     assert found(tmp_path) == alone
 
 
+@pytest.mark.slow
 def test_one_of_two_is_killed_and_the_other_does_its_work(asked, alone, tmp_path):
     first, second = begun(asked, tmp_path), begun(asked, tmp_path)
     time.sleep(0.8)
