@@ -80,7 +80,7 @@ def check(cfg: DictConfig) -> None:
             raise UserError(f"held_out.{name}={share}: a share of at least 0 and below 1")
 
 
-def open_source(source: Path | None) -> tuple[list[pictures.Pictures], Path]:
+def open_source(source: Path | None) -> tuple[list[pictures.StylePictures], Path]:
     """The styles' pictures and the folder of names: of the pinned packages, or of a folder of one's own."""
     if source is not None:
         return [pictures.from_folder(style, source / style.name.lower()) for style in pictures.STYLES], source / "names"

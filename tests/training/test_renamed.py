@@ -31,7 +31,7 @@ def older(config, *, restart=True, in_step=False, columns=None, ways=()):
     """The config as a run of version 0.1 wrote it."""
     old = copy.deepcopy(config)
     data, stage = old["data"], old["stage"]
-    del data["parquet_columns"], stage["restart_unused_codes"]
+    del data["parquet_columns"], data["background"], stage["restart_unused_codes"]
     kind = {"_target_": f"{OLD}data.tars.sidecars.{'NoSidecars' if columns is None else 'ParquetSidecars'}"}
     data["sidecars"] = kind if columns is None else {**kind, "columns": columns}
     counted = "index.count_stats" if data["index"].pop("count_by") == "stats" else "tar.count"

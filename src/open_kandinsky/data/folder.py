@@ -40,7 +40,7 @@ class Member(NamedTuple):
     size: int
 
 
-class Pair(NamedTuple):
+class CaptionedPicture(NamedTuple):
     """One sample: its key, its picture (None: a row names a file that is not there), its .txt, its row of the table."""
 
     key: str
@@ -73,7 +73,7 @@ def place_of(url: str) -> tuple[str, int]:
 
 
 @lru_cache(maxsize=8)
-def pairs_of(folder: str) -> tuple[Pair, ...]:
+def pairs_of(folder: str) -> tuple[CaptionedPicture, ...]:
     """All samples of a folder, in the order of their paths; looked up once a process."""
     root = Path(folder)
     if not root.is_dir():
@@ -87,7 +87,7 @@ def pairs_of(folder: str) -> tuple[Pair, ...]:
     for name in sorted({*pictures, *rows}):
         picture = pictures.get(name)
         text = None if picture is None or not (beside := picture.with_suffix(".txt")).is_file() else beside
-        found.append(Pair(unique(name, keys), picture, text, rows.get(name)))
+        found.append(CaptionedPicture(unique(name, keys), picture, text, rows.get(name)))
     return tuple(found)
 
 

@@ -81,6 +81,7 @@ def update_data(data: dict[str, Any]) -> None:
     """Rename the keys of a set of shards in place."""
     if "sidecars" in data:
         data["parquet_columns"] = data.pop("sidecars").get("columns")
+        data["background"] = "white"  # as it always was, before it was a key
     index = data.get("index") or {}
     if "count" in index:
         counted = index.pop("count")["_target_"]

@@ -54,7 +54,7 @@ OPENMOJI = Style(
 STYLES = (TWEMOJI, OPENMOJI)
 
 
-class Pictures:
+class StylePictures:
     """The pictures of one style by code points, drawn at `size` pixels. `hashes`: SHA-256 by path; empty: not known."""
 
     def __init__(self, style: Style, paths: Mapping[str, Path], hashes: Mapping[Path, str]) -> None:
@@ -99,7 +99,7 @@ def key(code: str) -> str:
     return "-".join(part.lstrip("0") for part in code.lower().split("-") if part != "fe0f")
 
 
-def from_package(style: Style) -> Pictures:
+def from_package(style: Style) -> StylePictures:
     """The pictures of an installed package of the pinned version, whose files are those that were published."""
     try:
         found = distribution(style.package)
@@ -118,7 +118,7 @@ def from_package(style: Style) -> Pictures:
         raise UserError(
             f"{style.package} {found.version}: its files are others than were known ({digest[:12]}); {again(style)}"
         )
-    return Pictures(style, by_code(hashes), hashes)
+    return StylePictures(style, by_code(hashes), hashes)
 
 
 def published(found: Distribution, style: Style) -> Iterator[tuple[Path, str]]:
@@ -129,12 +129,12 @@ def published(found: Distribution, style: Style) -> Iterator[tuple[Path, str]]:
             yield Path(str(file.locate())), digest.hex()
 
 
-def from_folder(style: Style, folder: Path) -> Pictures:
+def from_folder(style: Style, folder: Path) -> StylePictures:
     """The pictures of a folder of one's own, which nobody has pinned."""
     paths = sorted(folder.glob(f"*{style.ending}"))
     if not paths:
         raise UserError(f"{folder}: no *{style.ending}; it should hold {style.name}'s pictures, named by code points")
-    return Pictures(style, by_code(paths), {})
+    return StylePictures(style, by_code(paths), {})
 
 
 def by_code(paths: Mapping[Path, str] | list[Path]) -> dict[str, Path]:

@@ -16,19 +16,19 @@ from PIL import Image
 from open_kandinsky.core import files
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.emoji.captions import COLOURS, ENGLISH, NAMES, WHITE, caption
-from open_kandinsky.data.emoji.pictures import Pictures
+from open_kandinsky.data.emoji.pictures import StylePictures
 from open_kandinsky.data.emoji.things import COMBINATION, LANGUAGE, SEEN, STYLE, Emoji, Splits
 from open_kandinsky.data.shapes.write import LARGEST_SHARD, tar_writer, write_sample
 
 TRAIN = "train"
 
 
-class Sample(NamedTuple):
+class EmojiSample(NamedTuple):
     """One picture to be written: an emoji in a style before a colour, with a caption in one language."""
 
     emoji: Emoji
     names: Mapping[str, str]  # by language
-    pictures: Pictures
+    pictures: StylePictures
     background: str
     language: str
     others: Sequence[str]  # the languages in which it may be named besides
@@ -46,19 +46,19 @@ class EmojiSet:
     """All emoji that some style has a picture of, and what is held out. `backgrounds`: colours a training picture."""
 
     emojis: Sequence[tuple[Emoji, Mapping[str, str]]]
-    styles: Sequence[Pictures]
+    styles: Sequence[StylePictures]
     splits: Splits
     backgrounds: int
     size: int
     seed: int
 
-    def train(self) -> Iterator[Sample]:
+    def train(self) -> Iterator[EmojiSample]:
         """Each picture that is not held out, white first and then before other colours, in an order of chance."""
         every = [sample for sample in self.pictures() if sample.split == SEEN]
         more = [sample._replace(background=name) for sample in every for name in self.colours(sample)]
         yield from random.Random(f"{self.seed}/train").sample(more, len(more))
 
-    def judged(self, split: str) -> Iterator[Sample]:
+    def judged(self, split: str) -> Iterator[EmojiSample]:
         """The pictures of a split, each once before a colour, in an order of chance.
 
         Of `unseen_language` they are those that training sees, named in the language that it never reads for them.
@@ -74,7 +74,7 @@ class EmojiSet:
         for sample in draws.sample(every, len(every)):
             yield sample._replace(background=draws.choice(NAMES))
 
-    def pictures(self) -> Iterator[Sample]:
+    def pictures(self) -> Iterator[EmojiSample]:
         """Every emoji in every style that has it, before white."""
         for emoji, names in self.emojis:
             held = self.splits.languages.get(emoji.thing)
@@ -82,9 +82,9 @@ class EmojiSet:
             for pictures in self.styles:
                 if emoji.code in pictures:
                     split = self.splits.of_picture(emoji, pictures.style.name)
-                    yield Sample(emoji, names, pictures, WHITE, ENGLISH, others, split)
+                    yield EmojiSample(emoji, names, pictures, WHITE, ENGLISH, others, split)
 
-    def colours(self, sample: Sample) -> list[str]:
+    def colours(self, sample: EmojiSample) -> list[str]:
         """The colours that a training picture stands before: white, and others that a hash draws."""
         draws = random.Random(f"{self.seed}/{sample.emoji.code}/{sample.pictures.style.name}")
         return [WHITE, *draws.sample(NAMES[1:], self.backgrounds - 1)]
@@ -106,7 +106,7 @@ def write_emoji(out: Path, emojis: EmojiSet, *, per_shard: int, per_split: int) 
     return written
 
 
-def write_shards(folder: Path, samples: Iterator[Sample], size: int, per_shard: int) -> dict[str, int]:
+def write_shards(folder: Path, samples: Iterator[EmojiSample], size: int, per_shard: int) -> dict[str, int]:
     """Write shards, each whole or not at all; returns the pictures by style, and the longest caption's letters."""
     folder.mkdir(parents=True)
     counts: Counter[str] = Counter()
@@ -124,7 +124,7 @@ def write_shards(folder: Path, samples: Iterator[Sample], size: int, per_shard: 
     return dict(counts)
 
 
-def encoded(sample: Sample, size: int) -> bytes:
+def encoded(sample: EmojiSample, size: int) -> bytes:
     """A picture before its colour, as the bytes of a PNG file."""
     image = sample.pictures.draw(sample.emoji.code, size)
     canvas = Image.new("RGBA", image.size, COLOURS[sample.background])
@@ -133,7 +133,7 @@ def encoded(sample: Sample, size: int) -> bytes:
     return buffer.getvalue()
 
 
-def described(key: str, sample: Sample, png: bytes, size: int) -> dict[str, Any]:
+def described(key: str, sample: EmojiSample, png: bytes, size: int) -> dict[str, Any]:
     """img2dataset's fields of one sample, what it shows, and whose it is."""
     sides = {"width": size, "height": size, "original_width": size, "original_height": size}
     status = {"url": "", "status": "success", "error_message": None, "exif": "{}"}
