@@ -115,7 +115,7 @@ def made(cfg: DictConfig) -> LightningModule:
     if isinstance(stage, ClipStage):
         stage.contrast = ClipLoss()
     elif isinstance(stage, MoVQStage):
-        stage.watch_codes = MagicMock()  # counts of what holds nothing
+        stage.update_usage = MagicMock()  # counts of what holds nothing
         stage.adversary_from = stage.adversary_ramp = stage.quantise_from = 0
         for frozen in filter(None, stage.pixel_loss.perceptual):
             frozen.to = MagicMock(return_value=frozen)  # it is there; what holds nothing cannot be moved
