@@ -69,8 +69,8 @@ def test_csv_needs_no_other_package(cached, tmp_path):
     given = overrides("prior", cached, f"run_dir='{tmp_path / 'run'}'", "logger=csv", *EACH)
     program = (
         "import sys\nfor name in ('wandb', 'tensorboard'): sys.modules[name] = None\n"
-        "from open_kandinsky import configuration\nfrom open_kandinsky.train import train\n"
-        "train(configuration.compose('train', sys.argv[1:]))"
+        "from open_kandinsky.config import compose\nfrom open_kandinsky.train import train\n"
+        "train(compose.compose('train', sys.argv[1:]))"
     )
     command = [sys.executable, "-c", program, *given]
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")})
