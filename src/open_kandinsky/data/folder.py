@@ -66,10 +66,10 @@ def folder_urls(url: str) -> list[str]:
     return [f"{FOLDER}{folder}/{number:05d}" for number in range(-(-count // PER_SHARD))]
 
 
-def place_of(url: str) -> tuple[str, int]:
-    """The folder and the number of a shard's address."""
+def pairs_in(url: str) -> tuple[CaptionedPicture, ...]:
+    """The samples of the shard at an address `folder:DIR/NUMBER`."""
     folder, _, number = url.removeprefix(FOLDER).rpartition("/")
-    return folder, int(number)
+    return pairs_of(folder)[int(number) * PER_SHARD : (int(number) + 1) * PER_SHARD]
 
 
 @lru_cache(maxsize=8)
@@ -145,8 +145,7 @@ class FolderTar(io.RawIOBase):
     """
 
     def __init__(self, url: str) -> None:
-        folder, number = place_of(url)
-        some = pairs_of(folder)[number * PER_SHARD : (number + 1) * PER_SHARD]
+        some = pairs_in(url)
         if not some:
             raise FileNotFoundError(f"{url}: the folder has no so many pictures any more")
         self.members = [member for pair in some for member in pair.members()]
@@ -200,8 +199,7 @@ class FolderTar(io.RawIOBase):
 
 def version_of(url: str) -> tuple[int, str]:
     """A shard's size, and what changes when one of its files does: their newest change and how many they are."""
-    folder, number = place_of(url)
-    some = pairs_of(folder)[number * PER_SHARD : (number + 1) * PER_SHARD]
+    some = pairs_in(url)
     stats = [path.stat() for pair in some for path in (pair.picture, pair.text) if path is not None]
     rows = hash_of([pair.row for pair in some])
     return FolderTar(url).size, f"{len(stats)} {max((stat.st_mtime_ns for stat in stats), default=0)} {rows}"

@@ -26,7 +26,6 @@ GENDERED = {
     0x1F474: (0x1F9D3, "man"),
     0x1F475: (0x1F9D3, "woman"),
 }
-PERSON = "person"
 SEEN, STYLE, COMBINATION, LANGUAGE = "seen", "unseen_style", "unseen_combination", "unseen_language"
 SPLITS = (SEEN, STYLE, COMBINATION, LANGUAGE)
 
@@ -135,7 +134,7 @@ def apart(held: Sequence[tuple[str, str, str]], every: Sequence[tuple[str, str, 
     good = []
     for one in held:
         same = [other for other in kept if other[0] == one[0]]
-        if {one[1]} <= {other[1] for other in same} and {one[2]} <= {other[2] for other in same}:
+        if any(other[1] == one[1] for other in same) and any(other[2] == one[2] for other in same):
             good.append(one)
         else:
             kept.add(one)

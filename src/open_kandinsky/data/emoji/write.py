@@ -17,7 +17,7 @@ from open_kandinsky.core import files
 from open_kandinsky.core.errors import UserError
 from open_kandinsky.data.emoji.captions import COLOURS, ENGLISH, NAMES, WHITE, caption
 from open_kandinsky.data.emoji.pictures import StylePictures
-from open_kandinsky.data.emoji.things import COMBINATION, LANGUAGE, SEEN, STYLE, Emoji, Splits
+from open_kandinsky.data.emoji.things import LANGUAGE, SEEN, SPLITS, Emoji, Splits
 from open_kandinsky.data.shapes.write import LARGEST_SHARD, tar_writer, write_sample
 
 TRAIN = "train"
@@ -100,14 +100,14 @@ def write_emoji(out: Path, emojis: EmojiSet, *, per_shard: int, per_split: int) 
     if not 1 <= per_shard <= LARGEST_SHARD:
         raise UserError(f"per_shard={per_shard}: choose a number from 1 to {LARGEST_SHARD}")
     written = {TRAIN: write_shards(out / TRAIN, emojis.train(), emojis.size, per_shard)}
-    for split in (SEEN, STYLE, COMBINATION, LANGUAGE):
+    for split in SPLITS:
         samples = islice(emojis.judged(split), per_split)
         written[split] = write_shards(out / split, samples, emojis.size, per_shard)
     return written
 
 
 def write_shards(folder: Path, samples: Iterator[EmojiSample], size: int, per_shard: int) -> dict[str, int]:
-    """Write shards, each whole or not at all; returns the pictures by style, and the longest caption's letters."""
+    """Write shards, each whole or not at all; returns how many pictures there are of each style."""
     folder.mkdir(parents=True)
     counts: Counter[str] = Counter()
     shard = 0
