@@ -9,7 +9,6 @@ names its licence and its makers.
 """
 
 import json
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +84,7 @@ def open_source(source: Path | None) -> tuple[list[pictures.StylePictures], Path
     if source is not None:
         return [pictures.from_folder(style, source / style.name.lower()) for style in pictures.STYLES], source / "names"
     package, version, folder = NAMES
-    try:
-        found = distribution(package)
-    except PackageNotFoundError as error:
-        raise UserError(f"the names of emoji need: {pictures.EXTRA}") from error
-    if found.version != version:
-        raise UserError(f"{package} {found.version} is installed; {version} is the one that is known: {pictures.EXTRA}")
+    found = pictures.installed(package, version, "the names of emoji")
     return [pictures.from_package(style) for style in pictures.STYLES], Path(str(found.locate_file(folder)))
 
 

@@ -99,16 +99,20 @@ def key(code: str) -> str:
     return "-".join(part.lstrip("0") for part in code.lower().split("-") if part != "fe0f")
 
 
+def installed(package: str, version: str, what: str) -> Distribution:
+    """An installed package. UserError where it is absent, which says that `what` needs it, or of another version."""
+    try:
+        found = distribution(package)
+    except PackageNotFoundError as error:
+        raise UserError(f"{what} need: {EXTRA}") from error
+    if found.version != version:
+        raise UserError(f"{package} {found.version} is installed; {version} is the one that is known: {EXTRA}")
+    return found
+
+
 def from_package(style: Style) -> StylePictures:
     """The pictures of an installed package of the pinned version, whose files are those that were published."""
-    try:
-        found = distribution(style.package)
-    except PackageNotFoundError as error:
-        raise UserError(f"{style.name}'s pictures need: {EXTRA}") from error
-    if found.version != style.version:
-        raise UserError(
-            f"{style.package} {found.version} is installed; {style.version} is the one that is known: {EXTRA}"
-        )
+    found = installed(style.package, style.version, f"{style.name}'s pictures")
     hashes = dict(published(found, style))
     if not hashes:
         raise UserError(
